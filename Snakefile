@@ -1,0 +1,45 @@
+# Train a small ChatGPT from raw text to a chat window. Start here; the rules follow in the order in which they run.
+#
+#   snakemake --profile profiles/laptop --configfile config/tiny.yaml            everything, on this machine
+#   snakemake --profile profiles/laptop --configfile config/tiny.yaml -n         what would be done, and why
+#   snakemake --profile profiles/laptop --configfile config/tiny.yaml --until sft
+#   snakemake --profile profiles/laptop --configfile config/tiny.yaml results/tiny/sft/manifest.json
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+# a file given with --configfile stands alone: merged with this one, its runs would be planned beside d20
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/tokenizer.smk"
+include: "workflow/rules/tokens.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/chat.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    """Make the report of every run, and all that it needs."""
+    default_target: True
+    localrule: True
+    input:
+        expand("results/{run}/report/manifest.json", run=CONFIG.run_names),
+
+
+onsuccess:
+    for run in CONFIG.run_names:
+        print(f"Report of {run}: results/{run}/report/report.md")
+
+
+onerror:
+    write_partial_reports()

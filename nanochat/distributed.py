@@ -1,0 +1,106 @@
+"""The processes that train together: their ranks, their device, and the few things they say to one another.
+
+The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. One process is the case where every exchange is a no-op.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: rank of world_size, working on `device`."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks."""
+        if self.world_size > 1:
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def sum_floats(self, *values: float) -> list[float]:
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        self.sum_([total])
+        return total.tolist()
+
+    def gather_objects(self, item) -> list:
+        """Everybody's item, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [item]
+        items = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items
+
+    def from_main(self, item):
+        """The main rank's item, on every rank."""
+        if self.world_size == 1:
+            return item
+        items = [item]
+        dist.broadcast_object_list(items, src=0)
+        return items[0]
+
+    def wait(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """Join the processes that torchrun started, or be the only one. gloo on the CPU, NCCL on GPUs."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = choose_device(device, local_rank)
+    if world_size == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, world_size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """`auto`: a CUDA GPU where there is one, or the CPU. A device asked for by name and not there is an error, not a detour."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device cuda was asked for, and PyTorch sees no GPU here; ask for cpu, or check the driver")
+        return torch.device("cuda", local_rank)
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Activations: `auto` is bfloat16 where the hardware multiplies it (5 to 10 times faster on such CPUs), else float32."""
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products; without them they are emulated, and slower than fp32."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))

@@ -1,0 +1,204 @@
+"""Publish what a stage made, and open it again only if every byte is as it was.
+
+A stage is a folder with two small JSON files beside its data:
+
+    manifest.json   what was made: the specification, the identities of what was read, size and sha256 of every file, and a few
+                    results. The same work gives the same bytes. Written last: without it, the folder does not exist for anybody.
+    record.json     how it was made: times, host, versions, and a copy of the manifest. Nothing hashes it.
+
+A downloaded file has the same pair under its own name: `words.txt`, `words.txt.manifest.json`, `words.txt.record.json`.
+
+Covered: a process killed at any point leaves the old state, the new one, or files that no manifest names; a damaged, truncated
+or exchanged file is refused when it is opened. Not covered: somebody who changes a file and its manifest together.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RECORD = "record.json"
+
+
+def publish(
+    manifest: Path,
+    *,
+    specification: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    files: Sequence[str],
+    results: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> None:
+    """Make `files`, already in the manifest's folder, exist for everybody.
+
+    `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published). `results` must not vary from run to run; what does goes to `record`.
+    """
+    content = {
+        "format": FORMAT,
+        "specification": dict(specification),
+        "inputs": {name: identity(path) for name, path in inputs.items()},
+        "files": {name: describe(manifest.parent / name) for name in files},
+        "results": dict(results),
+    }
+    write_json(record_path(manifest), {**record, "manifest": content})
+    write_json(manifest, content)
+
+
+def republish(manifest: Path, *, specification: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+    """Whether this very work was done before and its files are intact; if so, its manifest stands again.
+
+    Snakemake deletes a declared output before it starts a job, and starts a job again when its own bookkeeping is lost. The
+    record survives both.
+    """
+    try:
+        content = json.loads(record_path(manifest).read_text())["manifest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    wanted = {"specification": dict(specification), "inputs": {name: identity(path) for name, path in inputs.items()}}
+    if content.get("format") != FORMAT or any(content.get(key) != value for key, value in wanted.items()):
+        return False
+    if any(difference(manifest.parent / name, described) for name, described in content["files"].items()):
+        return False
+    write_json(manifest, content)
+    return True
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Something published. Files are checked when their path is asked for."""
+
+    manifest: Path
+    specification: dict
+    inputs: dict
+    files: dict
+    results: dict
+    identity: str
+
+    @property
+    def folder(self) -> Path:
+        return self.manifest.parent
+
+    def path(self, name: str, *, verify: bool = True) -> Path:
+        """Path of one file, after its size and sha256 were found to be the manifest's."""
+        if name not in self.files:
+            raise UserError(f"{self.manifest}: there is no {name!r} in it; it lists {', '.join(sorted(self.files))}")
+        path = self.folder / name
+        problem = difference(path, self.files[name]) if verify else None
+        if problem:
+            raise UserError(f"{path}: {problem}. To have it made again, run: python -m nanochat.verify --repair {self.folder}")
+        return path
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(name).read_text())
+
+    def record(self) -> dict:
+        """How it was made. Empty if the record is gone: nothing depends on it."""
+        try:
+            return json.loads(record_path(self.manifest).read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def open_verified(manifest: Path) -> Artefact:
+    """Open something published. UserError if the manifest is missing or damaged, here; if a file is, when it is asked for."""
+    manifest = Path(manifest)
+    try:
+        text = manifest.read_bytes()
+    except OSError as error:
+        raise UserError(f"{manifest}: cannot be read ({error.strerror}); this stage has not finished") from None
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise UserError(f"{manifest}: has format {content['format']}, and this version reads {FORMAT}")
+        return Artefact(
+            manifest=manifest,
+            specification=content["specification"],
+            inputs=content["inputs"],
+            files=content["files"],
+            results=content["results"],
+            identity=hashlib.sha256(text).hexdigest(),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{manifest}: is not a manifest. To have it made again, run: python -m nanochat.verify --repair {manifest.parent}"
+        ) from None
+
+
+def identity(path: Path) -> str:
+    """What stands for an input in the manifests of those that read it: the sha256 of its manifest, or of a plain file."""
+    return open_verified(path).identity if path.name.endswith(MANIFEST) else sha256(path)
+
+
+def record_path(manifest: Path) -> Path:
+    return manifest.with_name(manifest.name.removesuffix(MANIFEST) + RECORD)
+
+
+def describe(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
+
+
+def difference(path: Path, described: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file, in words; None if nothing is. The cheap checks come first."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if size != described["size"]:
+        return f"has {size:,} bytes, and its manifest says {described['size']:,}"
+    if sha256(path) != described["sha256"]:
+        return "sha256 differs from its manifest"
+    return None
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------------
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that becomes `path` when the block ends, and vanishes when it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

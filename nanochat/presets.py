@@ -1,0 +1,32 @@
+"""The named models: which component each takes. Plain data, so that a configuration can be checked without PyTorch."""
+
+PRESETS: dict[str, dict] = {
+    # nanochat as of October 2025; `GPTConfig()` is this at depth 20
+    "nanochat": {
+        "positions": "rope",
+        "norm": "rms",
+        "mlp": "relu2",
+        "attention": "sdpa",
+        "qk_norm": True,
+        "soft_cap": 15.0,
+        "tied_head": False,
+        "bias": False,
+        "norm_embedding": True,
+        "init": "nanochat",
+        "rope_base": 10000.0,
+    },
+    # the GPT of the textbooks (GPT-2): learned positions, LayerNorm, GELU, attention written out
+    "textbook": {
+        "positions": "learned",
+        "norm": "layer",
+        "mlp": "gelu",
+        "attention": "naive",
+        "qk_norm": False,
+        "soft_cap": None,
+        "tied_head": True,
+        "bias": True,
+        "norm_embedding": False,
+        "init": "gpt2",
+        "rope_base": 10000.0,
+    },
+}

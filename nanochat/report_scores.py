@@ -1,0 +1,245 @@
+"""The report's sections about how good the models are: summary, base evaluation, chat evaluation, samples.
+
+Everything that goes into a table or through `inline` and `fenced` is escaped there. A key that a stage did not publish gives
+`–` in its cell; a stage that has not finished gives a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nanochat.report_machine import gpu_cost, price
+from nanochat.report_making import preset
+from nanochat.report_text import (
+    NOTHING,
+    Markdown,
+    bullets,
+    code,
+    count,
+    duration,
+    exact,
+    fenced,
+    given,
+    inline,
+    picture,
+    score,
+    table,
+)
+
+if TYPE_CHECKING:
+    from nanochat.report import StageData
+
+Stages = Mapping[str, "StageData"]
+Blocks = list[Markdown]
+
+TASK_TITLES = {
+    "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge",
+    "mmlu": "MMLU",
+    "gsm8k": "GSM8K",
+    "humaneval": "HumanEval",
+    "spelling_bee": "SpellingBee",
+}
+
+# nanochat's card of d20 (its README of October 2025; eight H100, 3 h 51 min). Its ChatCORE averages five tasks.
+PUBLISHED_D20 = {
+    "core": {"base": 0.2219},
+    "arc_easy": {"mid": 0.3561, "sft": 0.3876},
+    "arc_challenge": {"mid": 0.2875, "sft": 0.2807},
+    "mmlu": {"mid": 0.3111, "sft": 0.3151},
+    "gsm8k": {"mid": 0.0250, "sft": 0.0455},
+    "humaneval": {"mid": 0.0671, "sft": 0.0854},
+    "five": {"mid": 0.0730, "sft": 0.0884},
+}
+NUM_CORE_TASKS = 22
+
+
+def missing(stages: Stages) -> Blocks:
+    """What a reader must know before the first number: stages without results, files that were refused."""
+    lines = [stage.problem for stage in stages.values() if stage.problem]
+    lines += [line for stage in stages.values() for line in stage.damage]
+    if not lines:
+        return []
+    return [Markdown("**This report is not complete.**"), bullets(lines)]
+
+
+def summary(stages: Stages, specification: Mapping[str, Any]) -> Blocks:
+    """The headline numbers, then every score beside the published card."""
+    return [
+        table(["", ""], headlines(stages, specification), left=2),
+        scores(stages),
+        *score_notes(stages),
+    ]
+
+
+def headlines(stages: Stages, specification: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    base, config = stages["base_train"], stages["base_train"].config
+    if config:
+        yield "Model", f"{config['n_layer']} layers of width {config['n_embd']:,}, {preset(config)}"
+    if base.is_finished:
+        yield "Parameters", count(base.results.get("parameters"))
+        yield "Trained on", f"{count(base.results.get('tokens'))} tokens in {exact(base.results.get('steps'))} steps"
+    yield "Validation bits per byte", score(validation_bpb(stages))
+    seconds = [s for stage in stages.values() if (s := stage.record.get("seconds")) is not None]
+    yield "Time of all finished stages", duration(sum(seconds)) if seconds else NOTHING
+    if price(specification) is not None:
+        costs = [cost for stage in stages.values() if (cost := gpu_cost(stage, specification)) is not None]
+        yield "Cost of the GPUs", f"{sum(costs):,.2f}" if costs else NOTHING
+
+
+def validation_bpb(stages: Stages) -> float | None:
+    """On the validation shard, after base_train: what base_eval measured, or the training's own last value."""
+    measured = stages["base_eval"].results.get("bits_per_byte", {}).get("validation")
+    return measured if measured is not None else stages["base_train"].results.get("validation_bpb")
+
+
+def scores(stages: Stages) -> Markdown:
+    """One row a score: after each training, the chance of guessing, and the published card."""
+    mid, sft = stages["chat_eval/mid_train"].results, stages["chat_eval/sft"].results
+
+    def published(key: str) -> list[str]:
+        return [score(PUBLISHED_D20.get(key, {}).get(stage)) for stage in ("base", "mid", "sft")]
+
+    rows = [["CORE", score(stages["base_eval"].results.get("core")), NOTHING, NOTHING, score(0.0), *published("core")]]
+    for name in chat_task_names(stages):
+        of_mid, of_sft = (r.get("tasks", {}).get(name, {}) for r in (mid, sft))
+        chance = of_sft.get("baseline", of_mid.get("baseline"))
+        values = [NOTHING, score(of_mid.get("accuracy")), score(of_sft.get("accuracy")), score(chance)]
+        rows.append([task_title(name), *values, *published(name)])
+    for key in ("five", "six"):
+        values = [score(r.get("chatcore", {}).get(key)) for r in (mid, sft)]
+        rows.append([f"ChatCORE of {key}", NOTHING, *values, score(0.0), *published(key)])
+    own = ["base_train", "mid_train", "sft", "chance"]
+    return table(["", *own, "published d20: BASE", "published d20: MID", "published d20: SFT"], rows)
+
+
+def score_notes(stages: Stages) -> Blocks:
+    notes = [
+        Markdown(
+            "The three columns on the right are published values of another model: nanochat's d20 of October 2025 (561 M "
+            "parameters, 11.2 B tokens of FineWeb-Edu, eight H100). They are there to read the scale by, and say nothing "
+            "about a model of another size or from other data. Training that d20 again gave CORE 0.2042, 0.2045 and 0.2118 "
+            "elsewhere: differences of 0.01 are noise."
+        ),
+        Markdown(
+            "CORE and ChatCORE are means of (accuracy − chance) / (1 − chance): 0 is guessing, 1 is all right. ChatCORE of "
+            "five is over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval, as on the published card; of six, over "
+            "SpellingBee too. There is none where one of its tasks was not asked."
+        ),
+    ]
+    tasks = stages["base_eval"].results.get("tasks", {})
+    if tasks and len(tasks) != NUM_CORE_TASKS:
+        notes.append(Markdown(f"CORE here is the mean of {len(tasks)} tasks; the published one is of {NUM_CORE_TASKS}."))
+    asked = [task for stage in stages.values() for task in stage.results.get("tasks", {}).values()]
+    if any(is_partial(task) for task in asked):
+        notes.append(Markdown("Some tasks were asked with a part of their items; the tables below say with how many."))
+    if num_cropped := sum(task.get("num_cropped") or 0 for task in asked):
+        notes.append(Markdown(f"{count(num_cropped)} prompts were longer than the model can read and lost their beginning."))
+    return notes
+
+
+def base_evaluation(stages: Stages, *, figure: str) -> Blocks:
+    """Bits per byte, CORE, and its tasks one by one."""
+    stage = stages["base_eval"]
+    if stage.problem:
+        return [stage.problem]
+    bits, tasks = stage.results.get("bits_per_byte", {}), stage.results.get("tasks", {})
+    rows = [["training text", score(bits.get("train"))], ["validation text", score(bits.get("validation"))]]
+    core = stage.results.get("core")
+    found = f"**{score(core)}**, the mean of the centred scores" if core is not None else "none, for it takes all tasks"
+    blocks = [
+        Markdown(
+            "Bits per byte: how many bits the model needs on average to tell the next byte of a text. It does not depend on "
+            "the vocabulary, so models with different tokenizers can be compared; lower is better."
+        ),
+        table(["text", "bits per byte"], rows),
+        Markdown(f"CORE: {found}; {len(tasks)} tasks were asked. GPT-2 (1.5 B) has 0.2565 on the usual {NUM_CORE_TASKS}."),
+        picture("CORE task by task: accuracy beside chance, and centred scores", figure),
+    ]
+    rows = [
+        [
+            label,
+            given(task.get("type")).replace("_", " "),
+            exact(task.get("num_fewshot")),
+            items(task),
+            score(task.get("accuracy")),
+            interval(task.get("interval")),
+            score(task.get("baseline")),
+            score(task.get("centered")),
+        ]
+        for label, task in sorted(tasks.items(), key=lambda item: -item[1].get("centered", 0))
+    ]
+    header = ["task", "type", "examples shown", "items", "accuracy", "95 % interval", "chance", "centred"]
+    return [*blocks, table(header, rows, left=2)] if rows else blocks
+
+
+def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
+    """The chat tasks after mid_train and after sft, with intervals."""
+    evals = {name.split("/")[1]: stage for name, stage in stages.items() if name.startswith("chat_eval/")}
+    blocks = [stage.problem for stage in evals.values() if stage.problem]
+    names = chat_task_names(stages)
+    if not names:
+        return blocks
+    rows = []
+    for name in names:
+        tasks = [stage.results.get("tasks", {}).get(name, {}) for stage in evals.values()]
+        either = next(task for task in reversed(tasks) if task)
+        row = [task_title(name), given(either.get("kind")), items(either), score(either.get("baseline"))]
+        for task in tasks:
+            row += [score(task.get("accuracy")), interval(task.get("interval"))]
+        rows.append(row)
+    for key in ("five", "six"):
+        row = [f"ChatCORE of {key}", "", "", score(0.0)]
+        for stage in evals.values():
+            row += [score(stage.results.get("chatcore", {}).get(key)), ""]
+        rows.append(row)
+    header = ["task", "kind", "items", "chance", *(cell for name in evals for cell in (name, "95 % interval"))]
+    return [
+        *blocks,
+        picture("Chat scores after mid_train and sft, with 95 % intervals", figure),
+        table(header, rows, left=2),
+        Markdown(
+            "A choice is right when the right letter is the likeliest of those offered; a generative task, when what the "
+            "model wrote passes the task's check. An interval that contains the chance shows no more than guessing."
+        ),
+    ]
+
+
+def samples(stages: Stages) -> Blocks:
+    """What the models wrote, as text."""
+    blocks: Blocks = []
+    for stage in stages.values():
+        if found := stage.results.get("samples"):
+            blocks.append(Markdown(f"From {code(stage.name)}:"))
+            for sample in found:
+                blocks += [Markdown(f"Prompt: {inline(sample['prompt'])}"), fenced(sample["text"])]
+    return blocks or [stages["base_eval"].problem or Markdown("None were asked for.")]
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------------
+
+
+def task_title(name: str) -> str:
+    return TASK_TITLES.get(name, name.replace("_", " "))
+
+
+def chat_task_names(stages: Stages) -> list[str]:
+    """All tasks of both evaluations: the known ones in their usual order, then the others as they come."""
+    found = dict.fromkeys(n for key in ("sft", "mid_train") for n in stages[f"chat_eval/{key}"].results.get("tasks", {}))
+    return [name for name in TASK_TITLES if name in found] + [name for name in found if name not in TASK_TITLES]
+
+
+def is_partial(task: Mapping[str, Any]) -> bool:
+    return task.get("num_items") != task.get("num_available")
+
+
+def items(task: Mapping[str, Any]) -> str:
+    """9,345, or 500 of 9,345."""
+    if task.get("num_items") is None:
+        return NOTHING
+    return f"{task['num_items']:,}" + (f" of {task['num_available']:,}" if is_partial(task) else "")
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else NOTHING

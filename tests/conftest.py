@@ -1,0 +1,25 @@
+"""Fixtures that several test modules use."""
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip; with NANOCHAT_REQUIRE_ALL=1, as in CI, fail instead."""
+    if os.environ.get("NANOCHAT_REQUIRE_ALL") == "1":
+        pytest.fail(f"NANOCHAT_REQUIRE_ALL=1 and {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data in the originals' formats, beside the repository."""
+    if not REAL_DATA.is_dir():
+        skip_or_fail("no real data in ../shared/data")
+    return REAL_DATA

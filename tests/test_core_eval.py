@@ -1,0 +1,368 @@
+"""CORE against a plain evaluation: one item at a time, every prompt rendered from the raw rows, every position scored."""
+
+import json
+import logging
+import random
+import zipfile
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from small_models import random_model, small_tokenizer
+
+from nanochat.core_bundle import read_bundle, render_prompts
+from nanochat.core_eval import evaluate_core, find_scored
+from nanochat.errors import UserError
+
+# -- the plain way: as the definitions say, and as slow as they are ----------------------------------------------------------
+
+
+def plain_items(path, label, *, max_per_task):
+    """The rows of a task in evaluation order, and its entry in core.yaml."""
+    with zipfile.ZipFile(path) as bundle:
+        entries = yaml.safe_load(bundle.read("eval_bundle/core.yaml"))["icl_tasks"]
+        (entry,) = [entry for entry in entries if entry["label"] == label]
+        lines = bundle.read(f"eval_bundle/eval_data/{entry['dataset_uri']}").decode().split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    random.Random(1337).shuffle(rows)
+    return rows[:max_per_task], entry
+
+
+def plain_prompts(rows, entry, index):
+    delimiter = entry.get("continuation_delimiter", " ")
+    others = [number for number in range(len(rows)) if number != index]
+    shown = random.Random(1234 + index).sample(others, min(entry["num_fewshot"][0], len(others)))
+    kind, row, before = entry["icl_task_type"], rows[index], ""
+    for example in (rows[number] for number in shown):
+        if kind == "multiple_choice":
+            before += example["query"] + delimiter + example["choices"][example["gold"]] + "\n\n"
+        elif kind == "schema":
+            before += example["context_options"][example["gold"]] + delimiter + example["continuation"] + "\n\n"
+        else:
+            before += example["context"].strip() + delimiter + example["continuation"] + "\n\n"
+    if kind == "multiple_choice":
+        return [before + row["query"] + delimiter + choice for choice in row["choices"]]
+    if kind == "schema":
+        return [before + context + delimiter + row["continuation"] for context in row["context_options"]]
+    start = before + row["context"].strip() + delimiter
+    return [start.strip(), start + row["continuation"]]
+
+
+@torch.no_grad()
+def plain_outcome(model, tokenizer, kind, prompts, gold):
+    """(losses of the options, whether the answer is right)"""
+    sequences = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    if kind == "language_modeling":
+        start = len(sequences[0])
+        assert sequences[1][:start] == sequences[0]
+        logits = model(torch.tensor([sequences[1]]))[0]
+        wanted = torch.tensor(sequences[1][start:])
+        losses = F.cross_entropy(logits[start - 1 : -1], wanted)
+        return [losses.item()], bool((logits[start - 1 : -1].argmax(dim=1) == wanted).all())
+    shared = 0
+    step = 1 if kind == "multiple_choice" else -1
+    reading = [sequence[::step] for sequence in sequences]
+    while all(len(s) > shared and s[shared] == reading[0][shared] for s in reading):
+        shared += 1
+    losses = []
+    for sequence in sequences:
+        start = shared if kind == "multiple_choice" else len(sequence) - shared
+        logits = model(torch.tensor([sequence]))[0]
+        losses.append(F.cross_entropy(logits[start - 1 : -1], torch.tensor(sequence[start:])).item())
+    return losses, losses.index(min(losses)) == gold
+
+
+@pytest.fixture(scope="module")
+def bundle(shared_data):
+    return shared_data / "eval_bundle.zip"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle):
+    texts = [text for label in ("squad", "arc_easy", "hellaswag", "boolq") for text in plain_texts(bundle, label)]
+    return small_tokenizer(1_000, texts=texts)
+
+
+def plain_texts(bundle, label):
+    rows, _ = plain_items(bundle, label, max_per_task=100)
+    return [" ".join(str(value) for value in row.values()) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(vocab_size=1_000, sequence_len=4_096, n_head=1, n_kv_head=1)
+
+
+LABELS = [
+    *("hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa", "piqa"),
+    *("openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages", "agi_eval_lsat_ar"),
+    *("bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa", "boolq"),
+    "bigbench_language_identification",
+]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_outcomes_equal_a_plain_evaluation_of_the_real_tasks(bundle, model, tokenizer, label):
+    num_items = 12  # more than the ten examples
+    results, examples = evaluate_core(model, tokenizer, bundle, tasks=[label], max_per_task=num_items, batch_tokens=4_000)
+    rows, entry = plain_items(bundle, label, max_per_task=num_items)
+    for index in (0, 1, 5, 11):
+        prompts = plain_prompts(rows, entry, index)
+        losses, is_correct = plain_outcome(model, tokenizer, entry["icl_task_type"], prompts, rows[index].get("gold"))
+        assert examples[index]["losses"] == pytest.approx(losses, abs=1e-4)
+        if len(losses) == 1 or sorted(losses)[1] - min(losses) > 1e-5:
+            assert examples[index]["correct"] == is_correct
+    assert [example["index"] for example in examples] == list(range(num_items))
+    assert results["tasks"][label]["accuracy"] == sum(example["correct"] for example in examples) / num_items
+    assert results["tasks"][label]["num_available"] > num_items
+
+
+def test_all_prompts_of_the_real_bundle_are_those_of_the_plain_way(bundle):
+    tasks = read_bundle(bundle)
+    assert [task.label for task in tasks] == LABELS
+    for task in tasks:
+        rows, entry = plain_items(bundle, task.label, max_per_task=None)
+        assert len(task.items) == len(rows) == task.num_available
+        for index in range(0, len(rows), 101):
+            assert render_prompts(task, index) == plain_prompts(rows, entry, index)
+
+
+# -- a bundle made here ------------------------------------------------------------------------------------------------------
+
+CHOICES = [
+    {"query": "Is it red?", "choices": ["yes", "no"], "gold": 0},
+    {"query": "Is it blue?", "choices": ["yes", "no"], "gold": 1},
+    {"query": "Is it green?\u2028Look!", "choices": ["yes", "no"], "gold": 1},
+]
+SCHEMAS = [
+    {"context_options": ["The cat", "The hat"], "continuation": "purred.", "gold": 0},
+    {"context_options": ["The tin", "The pin"], "continuation": "rusted.", "gold": 1},
+]
+TEXT_ROWS = [
+    {"context": " One, two, ", "continuation": "three"},
+    {"context": "Red, green,", "continuation": "blue "},
+]
+
+
+def jsonl(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def entry(label, kind, *, shots=1, **more):
+    return {"label": label, "dataset_uri": f"a/{label}.jsonl", "num_fewshot": [shots], "icl_task_type": kind, **more}
+
+
+ENTRIES = [
+    entry("choices", "multiple_choice", shots=2, continuation_delimiter="\nAnswer: "),
+    entry("schemas", "schema"),
+    entry("texts", "language_modeling"),
+]
+META = "Eval Task,Task Category,Random baseline\nchoices,x,50\nschemas,x,50\ntexts,x,0\n"
+FILES = {
+    "core.yaml": yaml.safe_dump({"icl_tasks": ENTRIES}),
+    "eval_meta_data.csv": META,
+    "eval_data/a/choices.jsonl": jsonl(CHOICES),
+    "eval_data/a/schemas.jsonl": jsonl(SCHEMAS),
+    "eval_data/a/texts.jsonl": jsonl(TEXT_ROWS),
+}
+
+
+def write_bundle(folder, changes=None, root="eval_bundle/"):
+    path = folder / "bundle.zip"
+    with zipfile.ZipFile(path, "w") as bundle:
+        for name, content in {**FILES, **(changes or {})}.items():
+            if content is not None:
+                bundle.writestr(root + name, content)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    """(model, tokenizer, bundle) that need no real data."""
+    return random_model(), small_tokenizer(), write_bundle(tmp_path)
+
+
+def test_prompts_of_each_kind_read_as_written_out_here(tmp_path):
+    choices, schemas, texts = read_bundle(write_bundle(tmp_path))
+    by_query = {
+        task.items[index].options[0][0]: index for task in (choices, schemas, texts) for index in range(len(task.items))
+    }
+    assert render_prompts(schemas, by_query["The tin"]) == [
+        "The cat purred.\n\nThe tin rusted.",
+        "The cat purred.\n\nThe pin rusted.",
+    ]
+    assert render_prompts(texts, by_query["One, two,"]) == [
+        "Red, green, blue \n\nOne, two,",
+        "Red, green, blue \n\nOne, two, three",
+    ]
+    red = render_prompts(choices, by_query["Is it red?"])
+    examples = ["Is it blue?\nAnswer: no\n\n", "Is it green?\u2028Look!\nAnswer: no\n\n"]
+    assert red[0] in ("".join(order) + "Is it red?\nAnswer: yes" for order in (examples, examples[::-1]))
+    assert red[1] == red[0].removesuffix("yes") + "no"
+
+
+def test_results_and_examples_say_what_was_measured(small):
+    results, examples = evaluate_core(*small)
+    assert list(results["tasks"]) == ["choices", "schemas", "texts"]
+    choices = results["tasks"]["choices"]
+    assert (choices["type"], choices["num_fewshot"], choices["num_items"], choices["num_available"]) == (
+        "multiple_choice",
+        2,
+        3,
+        3,
+    )
+    assert choices["centered"] == pytest.approx((choices["accuracy"] - 0.5) / 0.5)
+    assert results["core"] == pytest.approx(sum(task["centered"] for task in results["tasks"].values()) / 3)
+    assert len(examples) == 7
+    assert sorted(example["line"] for example in examples[:3]) == [1, 2, 3]
+    assert examples[-1]["gold"] in (" three", " blue ")
+
+
+def test_the_mean_of_some_tasks_is_not_called_core(small):
+    results, _ = evaluate_core(*small, tasks=["texts", "choices"])
+    assert list(results["tasks"]) == ["choices", "texts"]
+    assert results["core"] is None
+
+
+def test_batches_change_nothing(small):
+    _, together = evaluate_core(*small)
+    _, alone = evaluate_core(*small, batch_tokens=1)
+    assert [row.pop("losses") for row in together] == [pytest.approx(row.pop("losses"), abs=2e-6) for row in alone]
+    assert together == alone
+
+
+def test_processes_that_split_the_items_agree_with_one(small):
+    expected = evaluate_core(*small, batch_tokens=1)
+    parts = {}
+
+    def evaluate(rank, gather):
+        return evaluate_core(*small, batch_tokens=1, rank=rank, world_size=2, gather=gather)
+
+    for rank in range(2):
+
+        def keep(rows, rank=rank):
+            parts[rank, rows[0]["task"]] = rows
+            return [rows]
+
+        evaluate(rank, keep)
+    assert evaluate(0, lambda rows: [rows, parts[1, rows[0]["task"]]]) == expected
+
+
+def test_fewer_items_than_examples_are_evaluated_with_what_there_is(tmp_path, caplog):
+    many = {"core.yaml": yaml.safe_dump({"icl_tasks": [{**entry, "num_fewshot": [10]} for entry in ENTRIES]})}
+    path = write_bundle(tmp_path, many)
+    with caplog.at_level(logging.WARNING, logger="nanochat"):
+        results, _ = evaluate_core(random_model(), small_tokenizer(), path)
+    assert [task["num_fewshot"] for task in results["tasks"].values()] == [2, 1, 1]
+    assert "CORE choices: 2 examples in front of each item, not 10" in caplog.text
+    results, _ = evaluate_core(random_model(), small_tokenizer(), path, max_per_task=1)
+    assert [(task["num_fewshot"], task["num_items"]) for task in results["tasks"].values()] == [(0, 1)] * 3
+
+
+def test_a_choice_that_begins_another_and_equal_choices_are_scored(tmp_path):
+    rows = [
+        {"query": "Which?", "choices": ["the", "the sun", "the sun and the moon"], "gold": 0},
+        {"query": "Which?", "choices": ["same", "same"], "gold": 0},
+    ]
+    path = write_bundle(tmp_path, {"eval_data/a/choices.jsonl": jsonl(rows)})
+    _, examples = evaluate_core(random_model(), small_tokenizer(), path, tasks=["choices"])
+    equal, nested = sorted(examples, key=lambda row: len(row["losses"]))
+    assert len(nested["losses"]) == 3
+    assert equal["losses"][0] == equal["losses"][1]
+    assert equal["prediction"] == 0  # of equals the first
+
+
+def test_a_continuation_that_melts_into_its_context_is_scored_from_the_first_new_token():
+    tokenizer = small_tokenizer()
+    merge = next(token.decode() for token in tokenizer.tokens[256:] if len(token) == 2 and token.isalpha())
+    alone, whole = tokenizer.encode_batch([merge[0], merge], bos=True)
+    assert len(alone) == len(whole) == 2
+    assert alone[1] != whole[1]
+    (option,) = find_scored("language_modeling", [alone, whole])
+    assert option.start == 1
+
+
+def test_prompts_too_long_for_the_model_lose_their_beginning(tmp_path):
+    rows = [{"context": "word " * length, "continuation": "end of it"} for length in (2, 300, 3)]
+    path = write_bundle(
+        tmp_path,
+        {
+            "eval_data/a/texts.jsonl": jsonl(rows),
+            "core.yaml": yaml.safe_dump({"icl_tasks": [{**ENTRIES[2], "num_fewshot": [0]}]}),
+        },
+    )
+    model, tokenizer = random_model("textbook"), small_tokenizer()
+    results, examples = evaluate_core(model, tokenizer, path)
+    assert results["tasks"]["texts"]["num_cropped"] == 1
+    (cropped,) = [example for example in examples if example.get("cropped")]
+    tokens = torch.tensor([tokenizer.encode("word " * 300 + "end of it", bos=True)[-64:]])
+    num_scored = len(tokenizer.encode(" end of it"))
+    with torch.no_grad():
+        loss = F.cross_entropy(model(tokens)[0, -num_scored - 1 : -1], tokens[0, -num_scored:])
+    assert cropped["losses"] == pytest.approx([loss.item()], abs=1e-4)
+
+
+def test_the_folder_around_a_bundle_may_be_missing(tmp_path):
+    assert read_bundle(write_bundle(tmp_path, root="")) == read_bundle(write_bundle(tmp_path))
+
+
+def test_a_model_with_broken_weights_is_an_error(small):
+    model, tokenizer, path = small
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="CORE choices, item 0: the model's losses are"):
+        evaluate_core(model, tokenizer, path)
+
+
+BROKEN = {
+    "core.yaml missing": ({"core.yaml": None}, "core.yaml is missing from the bundle"),
+    "core.yaml is no list": ({"core.yaml": "icl_tasks: 3"}, "core.yaml: expected `icl_tasks:`"),
+    "core.yaml lists nothing": ({"core.yaml": "icl_tasks: []"}, "core.yaml: lists no task"),
+    "core.yaml is no YAML": ({"core.yaml": "icl_tasks: ["}, "core.yaml: expected `icl_tasks:`"),
+    "unknown kind": (
+        {"core.yaml": yaml.safe_dump({"icl_tasks": [entry("texts", "essay")]})},
+        "task texts: icl_task_type is 'essay'",
+    ),
+    "shots are a text": ({"core.yaml": yaml.safe_dump({"icl_tasks": [entry("texts", "schema", shots="x")]})}, "num_fewshot is"),
+    "meta data missing": ({"eval_meta_data.csv": None}, "eval_meta_data.csv is missing"),
+    "baseline missing": (
+        {"eval_meta_data.csv": "Eval Task,Random baseline\nchoices,50\n"},
+        "task schemas: .* no random baseline",
+    ),
+    "baseline is a text": ({"eval_meta_data.csv": META.replace("texts,x,0", "texts,x,none")}, "eval_meta_data.csv, line 4"),
+    "baseline is 100": ({"eval_meta_data.csv": META.replace("texts,x,0", "texts,x,100")}, "task texts: .* no random baseline"),
+    "data missing": ({"eval_data/a/texts.jsonl": None}, "eval_data/a/texts.jsonl is missing from the bundle"),
+    "data empty": ({"eval_data/a/texts.jsonl": "\n"}, "texts.jsonl: holds no item"),
+    "no JSON": ({"eval_data/a/texts.jsonl": jsonl(TEXT_ROWS) + "{"}, "texts.jsonl, line 3: malformed language_modeling row"),
+    "no UTF-8": ({"eval_data/a/texts.jsonl": b'{"context": "\xff\xfe"}'}, "texts.jsonl, line 1: malformed"),
+    "no object": ({"eval_data/a/texts.jsonl": "[1]\n"}, "line 1: .* expected an object, found list"),
+    "key missing": ({"eval_data/a/texts.jsonl": '{"context": "x"}\n'}, "line 1: .* `continuation` is missing"),
+    "no text": ({"eval_data/a/texts.jsonl": '{"context": 3, "continuation": "x"}\n'}, "`context` is not a text"),
+    "one choice": ({"eval_data/a/choices.jsonl": jsonl([{**CHOICES[0], "choices": ["x"]}])}, "`choices` is not a list of two"),
+    "gold too high": ({"eval_data/a/choices.jsonl": jsonl([*CHOICES, {**CHOICES[0], "gold": 2}])}, "line 4: .* `gold` is 2"),
+    "gold missing": (
+        {"eval_data/a/schemas.jsonl": jsonl([{**SCHEMAS[0], "gold": None}])},
+        "schemas.jsonl, line 1: .* `gold` is None",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_bundle_is_an_error_that_names_the_place(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_bundle(write_bundle(tmp_path, changes))
+    assert "bundle.zip" in str(caught.value)
+
+
+def test_what_is_asked_for_and_not_there_is_an_error(tmp_path):
+    path = write_bundle(tmp_path)
+    with pytest.raises(UserError, match="has no CORE task piqa; it has: choices, schemas, texts"):
+        read_bundle(path, labels=["texts", "piqa"])
+    with pytest.raises(UserError, match="max_per_task 0"):
+        read_bundle(path, max_per_task=0)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot be read as a zip"):
+        read_bundle(path)
+    with pytest.raises(UserError, match="cannot be read as a zip"):
+        read_bundle(tmp_path / "missing.zip")

@@ -1,0 +1,125 @@
+"""Reading parquet: documents, training text, task rows, and files that are wrong."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat.dataset import DocumentStatistics, iterate_training_text, read_documents, read_rows
+from nanochat.errors import UserError
+
+
+def write(path, columns: dict, row_group_size: int = 4):
+    pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def test_documents_come_in_order_and_null_and_empty_ones_are_counted(tmp_path):
+    texts = ["one", None, "", "two", " \n\t", None, "drei ü", "four"]
+    statistics = DocumentStatistics()
+    path = write(tmp_path / "a.parquet", {"text": texts, "other": range(8)}, row_group_size=3)
+    assert list(read_documents(path, statistics=statistics)) == ["one", "two", "drei ü", "four"]
+    assert statistics == DocumentStatistics(
+        documents=4, characters=16, bytes=17, null_documents=2, empty_documents=2, invalid_documents=0
+    )
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_both_kinds_of_strings_and_another_column_are_read(tmp_path, kind):
+    path = write(tmp_path / "a.parquet", {"content": pa.array(["x", "y"], kind)})
+    assert list(read_documents(path, column="content")) == ["x", "y"]
+
+
+def test_invalid_utf8_is_replaced_and_counted(tmp_path):
+    raw = pa.array([b"fine", b"bro\xffken", None, "für".encode()])
+    array = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    statistics = DocumentStatistics()
+    path = write(tmp_path / "a.parquet", {"text": array})
+    assert list(read_documents(path, statistics=statistics)) == ["fine", "bro\ufffdken", "für"]
+    assert (statistics.invalid_documents, statistics.null_documents) == (1, 1)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def overwrite_pages(path):
+    data = bytearray(path.read_bytes())
+    data[4 : len(data) // 2] = b"\x07" * (len(data) // 2 - 4)
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "cannot read the footer"),
+        (overwrite_pages, "cannot read row group 0"),
+        (lambda path: path.write_bytes(b""), "cannot read the footer"),
+        (lambda path: path.write_text("<html>404</html>"), "cannot read the footer"),
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "no such file"),
+    ],
+)
+def test_a_broken_file_is_a_clear_error(tmp_path, damage, message):
+    path = write(tmp_path / "shard_00003.parquet", {"text": [f"document {i} " * 50 for i in range(100)]})
+    damage(path)
+    with pytest.raises(UserError, match=f"shard_00003.parquet.*{message}"):
+        list(read_documents(path))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"content": ["x"], "id": [1]}, "no column text; its columns are: content, id"),
+        ({"text": [1, 2]}, "column text must hold strings, found int64"),
+        ({"text": [["x"]]}, "column text must hold strings, found list"),
+        ({"text": pa.array([b"x"])}, "column text must hold strings, found binary"),
+        ({"text": pa.array([], pa.string())}, "has no rows"),
+    ],
+)
+def test_a_wrong_schema_is_a_clear_error(tmp_path, columns, message):
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(UserError, match=message):
+        list(read_documents(path))
+
+
+def test_training_text_stops_at_the_characters_and_caps_each_document(tmp_path):
+    paths = [
+        write(tmp_path / "a.parquet", {"text": ["a" * 10, "b" * 3]}),
+        write(tmp_path / "b.parquet", {"text": ["c" * 4, "d" * 9, "e"]}),
+    ]
+    assert list(iterate_training_text(paths, 1000, 5)) == ["aaaaa", "bbb", "cccc", "ddddd", "e"]
+    assert list(iterate_training_text(paths, 10, 5)) == ["aaaaa", "bbb", "cc"]
+    assert list(iterate_training_text(paths, 12, 5)) == ["aaaaa", "bbb", "cccc"]
+
+
+def test_training_text_does_not_open_shards_it_does_not_need(tmp_path):
+    path = write(tmp_path / "a.parquet", {"text": ["aaaa"]})
+    assert list(iterate_training_text([path, tmp_path / "absent.parquet"], 4, 10)) == ["aaaa"]
+
+
+def test_task_rows_are_dicts_of_all_or_some_columns(tmp_path):
+    columns = {"question": ["a", "b", "c", None, "e"], "choices": [["x", "y"], [], None, ["z"], ["w"]], "answer": range(5)}
+    path = write(tmp_path / "a.parquet", columns, row_group_size=2)
+    rows = pq.read_table(path).to_pylist()
+    assert read_rows(path) == rows
+    assert read_rows(path, limit=3) == rows[:3]
+    assert read_rows(path, limit=0) == []
+    assert read_rows(path, ["answer", "question"], limit=100) == [{k: row[k] for k in ("answer", "question")} for row in rows]
+    with pytest.raises(UserError, match="no column answers, options; its columns are: question, choices, answer"):
+        read_rows(path, ["question", "answers", "options"])
+
+
+def test_real_task_files_read_as_arrow_reads_them(shared_data):
+    for path in sorted((shared_data / "hub").rglob("test-*.parquet")):
+        table = pq.read_table(path)
+        rows = read_rows(path)
+        assert len(rows) == table.num_rows
+        assert rows[::97] == table.take(list(range(0, table.num_rows, 97))).to_pylist()
+
+
+def test_a_real_shard_is_read_whole(shared_data):
+    statistics = DocumentStatistics()
+    path = shared_data / "base_data" / "shard_00006.parquet"
+    documents = list(read_documents(path, statistics=statistics))
+    assert documents == pq.read_table(path)["text"].to_pylist()
+    assert statistics.documents == 2048 and statistics.characters == sum(map(len, documents))

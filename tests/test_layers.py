@@ -1,0 +1,79 @@
+"""Who may import whom: the table in docs/design.md, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = {
+    "errors", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks", "config_docs",
+    "catalogue", "schedule", "manifest", "stage", "download", "verify", "accuracy",
+}  # fmt: skip
+LAYERS = [
+    PLAIN,
+    {"distributed"},
+    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "dataset", "packing", "tokens", "calculator", "sandbox", "checkpoint",
+     "tokenizer_eval", "tiny_world", "core_bundle", "batching"},
+    {"dataloader", "engine", "tasks", "conversations"},
+    {"train", "loss_eval", "core_eval", "chat_eval"},
+    {"report", "report_text", "report_scores", "report_making", "report_machine", "plots"},
+    {"chat"},
+]  # fmt: skip
+RANK = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+LIBRARY = sorted((ROOT / "nanochat").rglob("*.py"))
+PROGRAMS = sorted((ROOT / "workflow" / "scripts").glob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT / "nanochat").parts[0].removesuffix(".py")
+
+
+def library_modules(path: Path) -> set[str]:
+    parts = {name.split(".")[1] for name in imported(path) if name.startswith("nanochat.")}
+    return {part for part in parts if part in RANK}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_its_own_layer_and_those_below(path):
+    module = module_of(path)
+    if module == "__init__":
+        return
+    assert module in RANK, f"give nanochat.{module} a layer in this test and in docs/design.md"
+    above = {other for other in library_modules(path) if RANK[other] > RANK[module]}
+    assert not above, f"nanochat.{module} imports {above} from a layer above"
+    assert not any(name.split(".")[0] == "snakemake" for name in imported(path))
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if module_of(p) in PLAIN], ids=lambda path: path.name)
+def test_plain_modules_never_import_pytorch(path):
+    assert "torch" not in {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_programs_import_the_library_and_never_one_another(path):
+    others = {p.stem for p in PROGRAMS}
+    assert not {name.split(".")[0] for name in imported(path)} & (others - {"tokenizer", "train", "report", "download"} | {"snakemake"})
+
+
+def test_only_download_reaches_for_the_network():
+    reaching = {"requests", "urllib", "urllib3", "http", "socket"}
+    found = {module_of(path) for path in LIBRARY if reaching & {name.split(".")[0] for name in imported(path)}}
+    assert found <= {"download", "catalogue"}  # the catalogue parses addresses
+
+
+def test_no_pickle_and_no_torch_load():
+    for path in LIBRARY + PROGRAMS:
+        text = path.read_text()
+        assert "pickle" not in {name.split(".")[0] for name in imported(path)}, path
+        assert "torch.load(" not in text and "allow_pickle=True" not in text and "shell=True" not in text, path

@@ -1,0 +1,71 @@
+# The base model: predicts the next token of any text.
+#
+# needs  the tokenizer, the packed text; for the evaluation the CORE bundle
+# makes  results/{run}/base_train/ (a model folder) and results/{run}/base_eval/ (bits per byte, CORE, samples)
+
+
+rule base_train:
+    """Train the base model on text."""
+    input:
+        tokenizer=owned("results/{run}/tokenizer/manifest.json"),
+        tokens=owned("results/{run}/tokens/pretrain/manifest.json"),
+    output:
+        manifest="results/{run}/base_train/manifest.json",
+    log:
+        "results/{run}/logs/base_train.log",
+    benchmark:
+        "results/{run}/benchmarks/base_train.tsv"
+    params:
+        specification=specification("base_train"),
+        model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
+    threads: 16
+    resources:
+        ranks=1,
+        mem="64GB",
+        runtime="12h",
+        micro_batch=run_time("base_train", "micro_batch"),
+        commit_every=run_time("base_train", "commit_every"),
+    conda:
+        "../envs/nanochat.yaml"
+    shell:
+        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/train.py"
+        " --specification {params.specification:q}"
+        " --model {params.model:q}"
+        " --micro-batch {resources.micro_batch}"
+        " --commit-every {resources.commit_every}"
+        " --tokenizer {input.tokenizer:q}"
+        " --tokens {input.tokens:q}"
+        " --resume results/{wildcards.run:q}/resume/base_train"
+        " --manifest {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule base_eval:
+    """Evaluate the base model: bits per byte, CORE, samples."""
+    input:
+        model=owned("results/{run}/base_train/manifest.json"),
+        tokens=owned("results/{run}/tokens/pretrain/manifest.json"),
+        data=downloaded(lambda run: CONFIG.files_needed(run, "base_eval")),
+    output:
+        manifest="results/{run}/base_eval/manifest.json",
+    log:
+        "results/{run}/logs/base_eval.log",
+    benchmark:
+        "results/{run}/benchmarks/base_eval.tsv"
+    params:
+        specification=specification("base_eval"),
+    threads: 16
+    resources:
+        ranks=1,
+        mem="64GB",
+        runtime="4h",
+    conda:
+        "../envs/nanochat.yaml"
+    shell:
+        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/base_eval.py"
+        " --specification {params.specification:q}"
+        " --model {input.model:q}"
+        " --tokens {input.tokens:q}"
+        " --data {input.data:q}"
+        " --manifest {output.manifest:q}"
+        " 2>&1 | tee {log:q}"

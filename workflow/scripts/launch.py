@@ -1,0 +1,28 @@
+"""Start a stage program: as one process, or as several ranks through torchrun.
+
+    python workflow/scripts/launch.py --ranks 8 workflow/scripts/train.py --help
+"""
+
+import argparse
+import os
+import sys
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=1, help="processes on this node, one a GPU")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
+    args = parser.parse_args()
+    if not args.command:
+        parser.error("which program is to be started?")
+    launcher = [sys.executable]
+    if args.ranks > 1:
+        # Snakemake gives the whole job's threads to every process it starts: share them out
+        threads = max(1, int(os.environ.get("OMP_NUM_THREADS", args.ranks)) // args.ranks)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.ranks}"]
+    os.execv(sys.executable, [*launcher, *args.command])
+
+
+if __name__ == "__main__":
+    main()

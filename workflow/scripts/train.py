@@ -1,0 +1,175 @@
+"""Train a model: a fresh one (base_train), or one that another stage made (mid_train, sft). Resumes where it was."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+from nanochat.checkpoint import Commits, load_model, save_model
+from nanochat.dataloader import Loader, PackedRows, validation_batches
+from nanochat.distributed import Ranks, choose_dtype, join_ranks
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.loss_eval import evaluate_bpb
+from nanochat.manifest import Artefact, open_verified, write_json_lines
+from nanochat.optimizer import build_optimizer
+from nanochat.schedule import flops_per_token, num_training_steps
+from nanochat.stage import Stage, log, run_program, stage_parser
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import Numerics, Schedule, Training, choose_micro_batch, train
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--tokens", type=Path, required=True, help="manifest of the packed rows to train on")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer that made them")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument("--model", type=json.loads, help="fields of GPTConfig, as JSON: start from fresh weights")
+    start.add_argument("--start-from", type=Path, help="manifest of a trained model: start from its weights")
+    parser.add_argument("--resume", type=Path, required=True, help="folder of the commits, which outlive this process")
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows in a forward pass (0: as many as memory allows)")
+    parser.add_argument("--commit-every", type=int, default=0, help="steps between commits (0: only before evaluations)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args()
+
+    with join_ranks(args.device) as ranks:
+        inputs = {"tokens": args.tokens, "tokenizer": args.tokenizer}
+        if args.start_from:
+            inputs["start_from"] = args.start_from
+        stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
+        if ranks.from_main(ranks.is_main and stage.is_done()):
+            return
+        run(args, stage, ranks)
+
+
+def run(args, stage: Stage, ranks: Ranks) -> None:
+    specification = args.specification
+    tokenizer = Tokenizer.load(open_verified(args.tokenizer).path("tokenizer.json"))
+    model = build_model(args, ranks)
+    model.compute_dtype = choose_dtype(specification["dtype"], ranks.device)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
+
+    tokens = open_verified(args.tokens)
+    loader, validation = open_rows(tokens, specification, ranks)
+    schedule = Schedule(
+        num_steps=count_steps(specification, model, loader),
+        lr_scale=specification.get("lr_scale", 1.0),
+        warmup_ratio=specification["warmup_ratio"],
+        warmdown_ratio=specification["warmdown_ratio"],
+        final_lr_ratio=specification["final_lr_ratio"],
+    )
+    optimizer = build_optimizer(
+        model,
+        matrix_lr=specification["matrix_lr"],
+        embedding_lr=specification["embedding_lr"],
+        unembedding_lr=specification["unembedding_lr"],
+        weight_decay=specification["weight_decay"],
+        ranks=ranks,
+    )
+    commits = Commits(args.resume, {"specification": stage.specification, "inputs": stage.input_identities()})
+    numerics = choose_numerics(args, model, loader, ranks)
+    log.info(
+        f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of {loader.tokens_per_step:,} "
+        f"tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, {numerics.micro_batch} rows a forward pass"
+    )
+    training = train(
+        model,
+        optimizer,
+        loader,
+        name=stage.folder.name,
+        schedule=schedule,
+        grad_clip=specification["grad_clip"],
+        evaluate=partial(
+            evaluate,
+            validation=validation,
+            max_rows=specification["eval_tokens"] // loader.sequence_len,
+            micro_batch=numerics.micro_batch,
+            tokenizer=tokenizer,
+            ranks=ranks,
+        ),
+        eval_every=specification["eval_every"],
+        commits=commits,
+        commit_every=args.commit_every,
+        numerics=numerics,
+        ranks=ranks,
+    )
+    if ranks.is_main:
+        publish(stage, model, tokenizer, schedule, loader, training, ranks)
+    ranks.wait()
+
+
+def build_model(args, ranks: Ranks) -> GPT:
+    if args.start_from:
+        model, _ = load_model(args.start_from.parent, ranks.device)
+        return model.train()
+    return GPT(GPTConfig(**args.model)).init_weights(args.specification["seed"]).to(ranks.device)
+
+
+def open_rows(tokens: Artefact, specification: dict, ranks: Ranks) -> tuple[Loader, PackedRows]:
+    """The rows to train on and those to validate on. One rank verifies the files for all."""
+    rows = {
+        split: PackedRows(*([tokens.path(name, verify=ranks.is_main) for name in names] or None for names in files_of(tokens, split)))
+        for split in ("train", "validation")
+    }
+    sequence_len = rows["train"].sequence_len
+    return Loader(rows["train"], specification["total_batch_tokens"] // sequence_len, specification["seed"]), rows["validation"]
+
+
+def files_of(tokens: Artefact, split: str) -> tuple[list[str], list[str]]:
+    """Names of the row files and of the mask files of a split."""
+    names = sorted(name for name in tokens.files if name.startswith(split))
+    return [name for name in names if "mask" not in name], [name for name in names if "mask" in name]
+
+
+def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
+    if "epochs" in specification:
+        return loader.num_steps(specification["epochs"])
+    return num_training_steps(
+        steps=specification["steps"],
+        tokens_per_parameter=specification["tokens_per_parameter"],
+        num_parameters=model.num_parameters(),
+        total_batch_tokens=specification["total_batch_tokens"],
+    )
+
+
+def choose_numerics(args, model: GPT, loader: Loader, ranks: Ranks) -> Numerics:
+    micro_batch = choose_micro_batch(
+        args.micro_batch,
+        rows=loader.batch_rows // ranks.world_size,
+        logit_bytes_per_row=4 * loader.sequence_len * model.config.vocab_size,
+        device_type=ranks.device.type,
+    )
+    return Numerics(ranks.device.type, ranks.world_size, str(model.compute_dtype).removeprefix("torch."), micro_batch)
+
+
+def evaluate(
+    model: GPT, *, validation: PackedRows, max_rows: int, micro_batch: int, tokenizer: Tokenizer, ranks: Ranks
+) -> dict[str, float]:
+    batches = validation_batches(validation, micro_batch, max_rows, rank=ranks.rank, world_size=ranks.world_size)
+    found = evaluate_bpb(model, batches, tokenizer.token_bytes(), sum_floats=ranks.sum_floats)
+    return {"validation_loss": found["loss"], "validation_bpb": found["bpb"]}
+
+
+def publish(stage: Stage, model: GPT, tokenizer: Tokenizer, schedule: Schedule, loader: Loader, training: Training, ranks: Ranks):
+    files = save_model(stage.folder, model, tokenizer)
+    write_json_lines(stage.folder / "metrics.jsonl", training.metrics)
+    tokens = schedule.num_steps * loader.tokens_per_step
+    losses = [row["loss"] for row in training.metrics if "loss" in row]
+    last = training.metrics[-1]
+    stage.publish(
+        [*files, "metrics.jsonl"],
+        results={
+            "parameters": model.num_parameters(),
+            "steps": schedule.num_steps,
+            "tokens": tokens,
+            "flops": tokens * flops_per_token(model.config.as_dict()),
+            "train_loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
+            "validation_loss": last["validation_loss"],
+            "validation_bpb": last["validation_bpb"],
+        },
+        record=training.record(ranks),
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)
