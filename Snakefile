@@ -3,7 +3,7 @@
 #   snakemake --profile profiles/laptop --configfile config/tiny.yaml            everything, on this machine
 #   snakemake --profile profiles/laptop --configfile config/tiny.yaml -n         what would be done, and why
 #   snakemake --profile profiles/laptop --configfile config/tiny.yaml --until sft
-#   snakemake --profile profiles/laptop --configfile config/tiny.yaml results/tiny/sft/manifest.json
+#   snakemake results/tiny/sft/manifest.json --profile profiles/laptop --configfile config/tiny.yaml
 
 from snakemake.utils import min_version
 
@@ -38,7 +38,8 @@ rule all:
 
 onsuccess:
     for run in CONFIG.run_names:
-        print(f"Report of {run}: results/{run}/report/report.md")
+        if Path("results", run, "report", "manifest.json").exists():
+            print(f"Report of {run}: results/{run}/report/report.md")
 
 
 onerror:

@@ -154,7 +154,7 @@ class Catalogue:
                     f"{self.path} has no {key}: the {self._families[match[1]].count} files of {match[1]} are numbered from 0."
                 )
             key = match[1]
-        near = get_close_matches(key, self.names(), n=1, cutoff=0.5)
+        near = get_close_matches(key, self.names(), n=1, cutoff=0.7)
         hint = f" Did you mean {near[0]}?" if near else f" It has {', '.join(self.names())}."
         return f"{self.path} has no {key}.{hint}"
 

@@ -95,9 +95,18 @@ class Config:
         return sorted(needed)
 
     def identity_hash(self) -> str:
-        """sha256 of everything configured: a job that computes another one is reading an edited file."""
-        runs = {name: {"settings": run.settings.model_dump(), "owners": dict(run.owners)} for name, run in self._runs.items()}
-        return hashlib.sha256(canonical({"catalogue": str(self.catalogue.path), "runs": runs}).encode()).hexdigest()
+        """sha256 of all that the configuration decides: a job that computes another one is reading an edited file.
+
+        Comments, the order of keys and written-out defaults decide nothing.
+        """
+        return hashlib.sha256(
+            canonical({"catalogue": str(self.catalogue.path), "runs": self._decisions()}).encode()
+        ).hexdigest()
+
+    def _decisions(self) -> dict[str, dict[str, list]]:
+        """Run -> stage -> whose it is, what specifies it, its run-time knobs, the files it reads."""
+        asked = (self.owner, self.specification, self.run_time, self.files_needed, self.local_files)
+        return {run: {stage: [ask(run, stage) for ask in asked] for stage in STAGES} for run in self._runs}
 
     def _run(self, run: str) -> Run:
         if run not in self._runs:
@@ -129,15 +138,16 @@ def load_config(
     resolver = Resolver({name: value for name, value in document.items() if f"{name}." not in unusable})
     runs = resolver.resolve()
     problems += [problem for problem in resolver.problems if not problem.startswith(unusable)]
-    path = document.get("catalogue", CATALOGUE)
     catalogue = None
-    try:
-        catalogue = load_catalogue(Path(root) / (path if isinstance(path, str) else CATALOGUE))
+    if isinstance(path := document.get("catalogue", CATALOGUE), str):
+        try:
+            catalogue = load_catalogue(Path(root) / path)
+        except UserError as error:
+            problems.append(f"catalogue: {error}")
+    if catalogue is not None and not unusable:
         for name, run in runs.items():
             told = problems_in_run(run, catalogue, Path(root))
             problems += [f"{resolver.place(name, place)} {problem}" for place, problem in told]
-    except UserError as error:
-        problems.append(f"catalogue: {error}")
     raise_for(problems, source)
     assert catalogue is not None
     return Config(runs, catalogue, Path(root))

@@ -62,7 +62,7 @@ def model_problems(run: Run) -> Iterator[Problem]:
     if not possible:
         yield ("base_train", "width"), f"is {width}; heads need an even width, so it must be even"
         return
-    nearest = min(possible, key=lambda h: (abs(h - heads), h))
+    nearest = min(possible, key=lambda h: (abs(h - heads), -h))
     yield (
         ("base_train", "heads"),
         f"is {heads} for a width of {width}: each head needs an equal, even share. Try base_train.heads: {nearest}",

@@ -27,6 +27,11 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def record(self) -> dict[str, str | int]:
+        """The machine, for the record of a stage."""
+        is_cuda = self.device.type == "cuda"
+        return {"device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu", "num_devices": self.world_size}
+
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks."""
         if self.world_size > 1:

@@ -140,6 +140,11 @@ class GPT(nn.Module):
             parameter.copy_(draw(name, parameter.shape, self.config, generator))
         return self
 
+    @property
+    def dtype_name(self) -> str:
+        """`float32` or `bfloat16`: what the activations are in."""
+        return str(self.compute_dtype).removeprefix("torch.")
+
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 

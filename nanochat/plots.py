@@ -252,9 +252,7 @@ def short(label: str) -> str:
 
 def empty(axes: Axes, reason: str) -> None:
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, color=GREY)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
+    axes.set_axis_off()
 
 
 def save(figure: Figure, path: Path) -> None:

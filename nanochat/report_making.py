@@ -84,7 +84,7 @@ def tokenizer_blocks(stage: StageData) -> Blocks:
     ratio = stage.results.get("bytes_per_token", {})
     rows = []
     for key, title in (("ours", "this run's"), ("gpt2", "GPT-2"), ("cl100k", "GPT-4 (cl100k)")):
-        train, validation = ratio.get(f"{key}_train"), ratio.get(f"{key}_val", ratio.get(key))
+        train, validation = ratio.get(f"{key}_train"), ratio.get(f"{key}_val", ratio.get(f"{key}_validation"))
         absent = train is None and validation is None
         vocab_size = stage.results.get("vocab_size") if key == "ours" else {"gpt2": 50_257, "cl100k": 100_277}[key]
         cells = ["not downloaded"] * 2 if absent else [score(train, 2), score(validation, 2)]

@@ -211,6 +211,7 @@ class Resolver:
                         f"{self.runs[sources[needed]].owners[stage]}, and {section} from {other}, with the {needed} of "
                         f"{self.runs[other].owners[stage]}; a run has one {needed}"
                     )
+                    break  # what is made from it differs, too
         return sources
 
     def _settings(self, run: str, sources: Mapping[str, str]) -> Settings | None:

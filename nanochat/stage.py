@@ -83,7 +83,8 @@ def verified_files(manifests: Mapping[str, Path]) -> dict[str, Path]:
 
 def run_program(main: Callable[[], None]) -> None:
     """Run a program: log to stderr, say an error in words rather than in a traceback, exit 1 on one."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
     try:
         main()
     except UserError as error:

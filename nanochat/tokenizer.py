@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
@@ -26,6 +26,7 @@ import rustbpe
 import tiktoken
 
 from nanochat.errors import UserError
+from nanochat.messages import Conversation, Turn, check_conversation
 
 log = logging.getLogger("nanochat")
 
@@ -56,7 +57,6 @@ MAX_RUN = 10_000
 # Python counts \x1c-\x1f as blanks, the Rust regex does not
 _LONG_RUN = re.compile(rf"[^\S\x1c-\x1f]{{{MAX_RUN}}}|[\S\x1c-\x1f]{{{MAX_RUN}}}")
 
-Conversation = Mapping[str, Any]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -188,8 +188,12 @@ class Tokenizer:
         supervised, with their <|python_start|> and <|python_end|>; what it answers is not: it comes from Python.
         UserError names the message that is wrong (roles must alternate, contents must be text).
         """
+        ids, mask = self._render(check_conversation(conversation))
+        return ids[:max_tokens], mask[:max_tokens]
+
+    def _render(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
         ids, mask = [self.bos_id], [0]
-        for role, parts in _check_conversation(conversation):
+        for role, parts in turns:
             supervised = int(role == "assistant")
             spans = [([self.specials[f"<|{role}_start|>"]], 0)]
             spans += [self._render_part(kind, text, supervised) for kind, text in parts]
@@ -197,7 +201,7 @@ class Tokenizer:
             for span, value in spans:
                 ids += span
                 mask += [value] * len(span)
-        return ids[:max_tokens], mask[:max_tokens]
+        return ids, mask
 
     def _render_part(self, kind: str, text: str, supervised: int) -> tuple[list[int], int]:
         ids = self.encode(text)
@@ -230,10 +234,10 @@ class Tokenizer:
 
         A last message of the assistant (the reference answer of a task) is dropped.
         """
-        messages = _messages(conversation)
-        if _role(messages[-1]) == "assistant":
-            messages = messages[:-1]
-        ids, _ = self.render_conversation({"messages": messages})
+        turns = check_conversation(conversation)
+        if turns[-1][0] == "assistant":
+            turns.pop()
+        ids, _ = self._render(turns)
         return [*ids, self.specials["<|assistant_start|>"]]
 
 
@@ -311,63 +315,3 @@ def _check_content(content: Any) -> tuple[list[bytes], str]:
             raise ValueError(f"merge {rank} ({token!r}) does not join two earlier tokens")
         known.add(token)
     return merges, pattern
-
-
-def _check_conversation(conversation: Conversation) -> list[tuple[str, list[tuple[str, str]]]]:
-    """A conversation as [(role, [(kind, text), ...]), ...], the system message merged into the first user message."""
-    messages = _messages(conversation)
-    system, first = "", 0
-    if _role(messages[0]) == "system":
-        system, first = _text(messages[0], 0) + "\n\n", 1
-        if len(messages) == 1:
-            raise UserError("conversation: message 0 is from the system and no user message follows it")
-    turns = []
-    for index in range(first, len(messages)):
-        expected = "user" if (index - first) % 2 == 0 else "assistant"
-        if _role(messages[index]) != expected:
-            found = f"the role {_role(messages[index])!r}" if isinstance(messages[index], Mapping) else "no message"
-            raise UserError(
-                f"conversation: message {index} has {found}, expected {expected!r} (user and assistant alternate, user "
-                "first; one system message may come before)"
-            )
-        if expected == "user":
-            turns.append((expected, [("text", system + _text(messages[index], index))]))
-            system = ""
-        else:
-            turns.append((expected, _parts(messages[index], index)))
-    return turns
-
-
-def _messages(conversation: Any) -> list:
-    messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
-    if not isinstance(messages, list) or not messages:
-        raise UserError('conversation: "messages" must be a list with at least one message')
-    return messages
-
-
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, Mapping) else None
-
-
-def _text(message: Conversation, index: int) -> str:
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise UserError(f"conversation: the content of message {index} must be a text, found {type(content).__name__}")
-    return content
-
-
-def _parts(message: Conversation, index: int) -> list[tuple[str, str]]:
-    """The parts of an assistant message: one text, or a list of text, python and python_output parts."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return [("text", _text(message, index))]
-    parts = []
-    for number, part in enumerate(content):
-        kind, text = (part.get("type"), part.get("text")) if isinstance(part, Mapping) else (None, None)
-        if kind not in ("text", "python", "python_output") or not isinstance(text, str):
-            raise UserError(
-                f'conversation: part {number} of message {index} must be {{"type": "text" | "python" | '
-                f'"python_output", "text": "..."}}, found {str(part)[:80]}'
-            )
-        parts.append((kind, text))
-    return parts

@@ -15,8 +15,9 @@ from numpy.lib import format as npy
 
 from nanochat.dataset import DocumentStatistics, read_documents
 from nanochat.errors import UserError
+from nanochat.messages import Conversation
 from nanochat.packing import ConversationStatistics, PackingStatistics, pack_conversations, pack_documents
-from nanochat.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 4_000_000
 BATCH_CONVERSATIONS = 2_048
@@ -76,7 +77,8 @@ def tokenize_conversations(
             mask_writer.append(masks)
         if not statistics.rows:
             raise UserError(
-                f"{rows_path}: none of the conversations has a supervised token within its first {sequence_len + 1:,}"
+                f"conversations: none of the {statistics.without_target:,} has a supervised token within its first "
+                f"{sequence_len + 1:,}. Add conversations, or raise tokens.sequence_len"
             )
     return asdict(statistics)
 

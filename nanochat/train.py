@@ -80,8 +80,7 @@ class Training:
     def record(self, ranks: Ranks) -> dict[str, Any]:
         """What varies from run to run, for the record."""
         return {
-            "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
-            "num_devices": ranks.world_size,
+            **ranks.record(),
             "world_size": ranks.world_size,
             "dtype": self.numerics.dtype,
             "micro_batch": self.numerics.micro_batch,

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
-    "errors", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks", "config_docs",
+    "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks", "config_docs",
     "catalogue", "schedule", "manifest", "stage", "download", "verify", "accuracy",
 }  # fmt: skip
 LAYERS = [

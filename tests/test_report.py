@@ -1,6 +1,7 @@
 """The report is made from what stages published: right numbers, nothing lost when a stage is missing, nothing obeyed."""
 
 import html
+import itertools
 import json
 import re
 import struct
@@ -157,7 +158,7 @@ class FakeRun:
                     "to_step": b,
                     "host": "n",
                 }
-                for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+                for i, (a, b) in enumerate(itertools.pairwise(cuts))
             ],
         }
         results = {
@@ -531,7 +532,7 @@ def test_inline_text_is_one_line_without_live_signs(text):
     line = inline(text)
     assert "\n" not in line
     assert active_parts(line) == []
-    header, rule, row = table(["x", "y"], [[text, code(text)]]).split("\n")
+    row = table(["x", "y"], [[text, code(text)]]).split("\n")[-1]
     assert re.sub(r"\\.|`[^`\n]*`", "", row).count("|") == 3
 
 

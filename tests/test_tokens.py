@@ -96,7 +96,7 @@ def test_a_wrong_conversation_is_named_and_leaves_nothing(tokenizer, tmp_path):
 
 
 def test_no_conversations_is_a_clear_error(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="none of the conversations has a supervised token"):
+    with pytest.raises(UserError, match="none of the 0 has a supervised token"):
         tokenize_conversations([], tmp_path / "a.npy", tmp_path / "b.npy", tokenizer, sequence_len=64, mask_user=True)
 
 

@@ -7,6 +7,7 @@ asked for, because all conversations of a large mixture do not fit into memory a
 
 import logging
 import re
+import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
@@ -27,6 +28,7 @@ Files = Mapping[str, Path]
 
 # nanochat shuffles every data set with this seed before it takes the first N rows; numpy's permutation is the one it uses
 ROW_ORDER_SEED = 42
+TEST_ONE_IN = 10
 
 
 class Task(Sequence):
@@ -135,6 +137,11 @@ def same_final_number(conversation: Conversation, answer: str) -> bool:
     parts = conversation["messages"][-1]["content"]
     wanted = final_number("".join(part["text"] for part in parts if part["type"] == "text"))
     return wanted is not None and final_number(answer) == wanted
+
+
+def is_for_test(text: str) -> bool:
+    """Whether something that we generate belongs to the test, of any task: one in ten, whatever the seed and the order."""
+    return zlib.crc32(text.encode()) % TEST_ONE_IN == 0
 
 
 def check_text(value: Any, what: str) -> str:

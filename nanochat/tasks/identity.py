@@ -7,17 +7,15 @@ Deterministic and varied: about twelve things to ask about, each in many words a
 another. One conversation in ten, chosen by a hash of its text, belongs to the split test and never to train.
 """
 
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.tasks.common import ROW_ORDER_SEED, Conversation, Files, Task, exchange
+from nanochat.tasks.common import ROW_ORDER_SEED, Conversation, Files, Task, exchange, is_for_test
 
 DEFAULT_ROWS = {"train": 400, "test": 40}
-TEST_ONE_IN = 10
 MAX_DRAWS_A_ROW = 100
 
 Topic = tuple[Sequence[str], Sequence[str]]  # questions, answers
@@ -58,8 +56,7 @@ def make_conversations(identity: Mapping[str, Any], *, split: str, rows: int, se
     for number in range(MAX_DRAWS_A_ROW * rows):
         messages = draw(topics, words, random.Random(f"identity/{seed}/{number}"))
         text = json.dumps(messages, sort_keys=True)
-        is_test = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % TEST_ONE_IN == 0
-        if is_test == (split == "test"):
+        if is_for_test(text) == (split == "test"):
             found.setdefault(text, {"messages": messages})
         if len(found) == rows:
             return list(found.values())

@@ -7,7 +7,6 @@ or seed moves no word from one side to the other.
 Letters stand without a space before them ("r,a,w", "3:r"): " r" is another token than "r".
 """
 
-import hashlib
 import random
 from abc import abstractmethod
 from pathlib import Path
@@ -18,16 +17,16 @@ import numpy as np
 from nanochat.errors import UserError
 from nanochat.tasks.common import (
     ROW_ORDER_SEED,
+    TEST_ONE_IN,
     Conversation,
     Files,
     Task,
     exchange,
     find_files,
+    is_for_test,
     num_rows_to_take,
     same_final_number,
 )
-
-TEST_WORDS_ONE_IN = 10
 
 
 class SpellingTask(Task):
@@ -40,9 +39,9 @@ class SpellingTask(Task):
         if split not in ("train", "test"):
             raise UserError(f"Task {name}: its splits are train and test, found {split!r}")
         path = find_files(files, "words", task=self)[0]
-        words = [word for word in read_words(path) if is_test_word(word) == (split == "test")]
+        words = [word for word in read_words(path) if is_for_test(word) == (split == "test")]
         if not words:
-            raise UserError(f"{path}: no word of this list belongs to {self}; one word in {TEST_WORDS_ONE_IN} is for the test")
+            raise UserError(f"{path}: no word of this list belongs to {self}; one word in {TEST_ONE_IN} is for the test")
         self.words = [words[i] for i in np.random.default_rng(seed).permutation(len(words))]
         self.num_items = len(words) if rows is None else num_rows_to_take(max(len(words), rows), rows, task=self)
         self.seed = seed
@@ -111,10 +110,6 @@ def casual(question: str, rng: random.Random) -> str:
     if rng.random() < 0.3:
         question = question[0].lower() + question[1:]
     return question.rstrip("?.") if rng.random() < 0.4 else question
-
-
-def is_test_word(word: str) -> bool:
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") % TEST_WORDS_ONE_IN == 0
 
 
 def read_words(path: Path) -> list[str]:

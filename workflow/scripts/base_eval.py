@@ -44,7 +44,7 @@ def main() -> None:
         )
         if ranks.is_main:
             samples = draw_samples(model, tokenizer, args.specification)
-            publish(stage, bits_per_byte, core, examples, samples)
+            publish(stage, bits_per_byte, core, examples, samples, {**ranks.record(), "dtype": model.dtype_name})
         ranks.wait()
 
 
@@ -66,12 +66,12 @@ def draw_samples(model: GPT, tokenizer: Tokenizer, specification: dict) -> list[
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def publish(stage: Stage, bits_per_byte: dict, core: dict, examples: list[dict], samples: list[dict]) -> None:
+def publish(stage: Stage, bits_per_byte: dict, core: dict, examples: list[dict], samples: list[dict], record: dict) -> None:
     results = {"bits_per_byte": bits_per_byte, **core, "samples": samples}
     write_json(stage.folder / "core.json", core)
     write_json(stage.folder / "samples.json", samples)
     write_json_lines(stage.folder / "examples.jsonl", examples)
-    stage.publish(["core.json", "examples.jsonl", "samples.json"], results=results)
+    stage.publish(["core.json", "examples.jsonl", "samples.json"], results=results, record=record)
 
 
 if __name__ == "__main__":

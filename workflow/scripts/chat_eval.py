@@ -1,5 +1,6 @@
 """Score a chat model on the chat tasks: multiple choice by logits, and answers that it writes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nanochat import tasks
@@ -25,10 +26,12 @@ def main() -> None:
             return
         model, tokenizer = load_model(args.model.parent, ranks.device)
         files = verified_files(data)
+        rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
+        chosen = {name: tasks.build(name, split="test", files=files, rows=rows.get(name)) for name in specification["tasks"]}
         results, answers = evaluate_chat(
             model,
             tokenizer,
-            {name: tasks.build(name, split="test", files=files) for name in specification["tasks"]},
+            chosen,
             max_per_task=specification["max_per_task"],
             max_new_tokens=specification["max_new_tokens"],
             temperature=specification["temperature"],
@@ -40,8 +43,19 @@ def main() -> None:
         )
         if ranks.is_main:
             write_json_lines(stage.folder / "answers.jsonl", answers)
-            stage.publish(["answers.jsonl"], results=results)
+            results["samples"] = first_answers(chosen, answers)
+            stage.publish(["answers.jsonl"], results=results, record={**ranks.record(), "dtype": model.dtype_name})
         ranks.wait()
+
+
+def first_answers(chosen: Mapping[str, tasks.Task], answers: list[dict]) -> list[dict[str, str]]:
+    """The first question of each task that is answered in words, and what the model said, for the report."""
+    written = [row for row in answers if row["index"] == 0 and "answer" in row]
+    return [{"prompt": question(chosen[row["task"]][0]), "text": row["answer"]} for row in written]
+
+
+def question(conversation: dict) -> str:
+    return next(message["content"] for message in conversation["messages"] if message["role"] == "user")
 
 
 if __name__ == "__main__":

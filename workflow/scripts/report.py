@@ -17,7 +17,7 @@ def stage_manifest(text: str) -> tuple[str, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--specification", type=json.loads, required=True, help="the run's configuration, as JSON")
+    parser.add_argument("--specification", type=json.loads, required=True, help="the report's own keys, as JSON")
     parser.add_argument("--title", required=True)
     parser.add_argument("--stages", type=stage_manifest, nargs="+", required=True, metavar="NAME=MANIFEST")
     parser.add_argument("--logs", type=Path, required=True, help="folder that readers are sent to when a stage is missing")

@@ -30,7 +30,7 @@ def main() -> None:
         tokenizer.save(path)
     log.info(f"trained a vocabulary of {tokenizer.vocab_size:,}")
     (validation,) = by_key([args.validation_shard])
-    texts = {"train": training[0], "validation": files[validation]}
+    texts = {"train": training[0], "val": files[validation]}
     results = compare_compression(tokenizer, texts, {key: files[key] for key in vocabularies})
     stage.publish(["tokenizer.json"], results={"vocab_size": tokenizer.vocab_size, "bytes_per_token": results})
 

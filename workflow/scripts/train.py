@@ -139,7 +139,7 @@ def choose_numerics(args, model: GPT, loader: Loader, ranks: Ranks) -> Numerics:
         logit_bytes_per_row=4 * loader.sequence_len * model.config.vocab_size,
         device_type=ranks.device.type,
     )
-    return Numerics(ranks.device.type, ranks.world_size, str(model.compute_dtype).removeprefix("torch."), micro_batch)
+    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch)
 
 
 def evaluate(
