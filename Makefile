@@ -24,7 +24,7 @@ demo: $(STAMP) ## train the tiny world on this machine's CPU, from text to chat,
 	$(BIN)/python -m nanochat.chat results/tiny/sft -p "Who are you?"
 
 test: $(STAMP_DEV) ## run every test
-	$(BIN)/python -m pytest -n $(CORES) --dist worksteal
+	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
 
 check: $(STAMP_DEV) ## lint, formatting, types
 	$(BIN)/ruff check .

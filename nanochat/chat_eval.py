@@ -25,6 +25,7 @@ from nanochat.batching import batches_by_tokens, default_batch_tokens, hidden_at
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.progress import Progress
 from nanochat.tokenizer import Tokenizer
 
 log = logging.getLogger("nanochat")
@@ -32,8 +33,7 @@ log = logging.getLogger("nanochat")
 CHATCORE_FIVE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")
 CHATCORE_SIX = (*CHATCORE_FIVE, "spelling_bee")
 
-PROMPTS_AT_ONCE = 1_024  # rendered together; bounds the memory, and the time between two lines of progress
-PROGRESS_SECONDS = 30
+PROMPTS_AT_ONCE = 1_024  # rendered and sorted together; bounds the memory
 
 Gather = Callable[[list[dict]], list[list[dict]]]
 
@@ -135,13 +135,14 @@ def evaluate_choices(engine: Engine, name: str, task: Task, indices: Sequence[in
     """One row an item: the letter whose token has the highest logit right after the prompt."""
     rows: list[dict] = []
     letter_ids: dict[str, int] = {}
-    reported = time.monotonic()
+    progress = Progress(f"chat {name}", len(indices), "answers")
     for first in range(0, len(indices), PROMPTS_AT_ONCE):
         part = indices[first : first + PROMPTS_AT_ONCE]
         conversations = [task[index] for index in part]
         prompts = [render(engine, conversation, room=0) for conversation in conversations]
         allowed = [[letter_id(engine.tokenizer, letter, letter_ids) for letter in c["letters"]] for c in conversations]
-        logprobs = letter_logprobs(engine, [tokens for tokens, _ in prompts], allowed, batch_tokens=batch_tokens)
+        batch_tokens = batch_tokens or default_batch_tokens(engine.device)
+        logprobs = letter_logprobs(engine, [tokens for tokens, _ in prompts], allowed, progress, batch_tokens=batch_tokens)
         for index, conversation, (tokens, was_cropped), row_logprobs in zip(
             part, conversations, prompts, logprobs, strict=True
         ):
@@ -152,25 +153,23 @@ def evaluate_choices(engine: Engine, name: str, task: Task, indices: Sequence[in
             row["gold"] = conversation["messages"][-1]["content"]
             row["correct"] = bool(task.evaluate(conversation, prediction))
             rows.append(row)
-        if time.monotonic() - reported > PROGRESS_SECONDS:
-            reported = time.monotonic()
-            log.info("chat %s: %d of %d items", name, len(rows), len(indices))
     return rows
 
 
 @torch.inference_mode()
 def letter_logprobs(
-    engine: Engine, prompts: Sequence[Sequence[int]], allowed: Sequence[Sequence[int]], *, batch_tokens: int | None
+    engine: Engine, prompts: Sequence[list[int]], allowed: Sequence[list[int]], progress: Progress, *, batch_tokens: int
 ) -> list[np.ndarray]:
     """Log-probabilities of the allowed next tokens after each prompt, among these tokens; only that position is projected."""
     found: dict[int, np.ndarray] = {}
-    for batch in batches_by_tokens([len(prompt) for prompt in prompts], batch_tokens or default_batch_tokens(engine.device)):
+    for batch in batches_by_tokens([len(prompt) for prompt in prompts], batch_tokens):
         chosen = [prompts[index] for index in batch]
         hidden = hidden_at(engine.model, chosen, [[len(prompt) - 1] for prompt in chosen], pad_id=engine.tokenizer.bos_id)
         for index, logits in zip(batch, engine.model.logits(hidden), strict=True):  # (V,) each
-            found[index] = logits[list(allowed[index])].log_softmax(dim=0).cpu().numpy()
+            found[index] = logits[allowed[index]].log_softmax(dim=0).cpu().numpy()
             if not np.isfinite(found[index]).all():
                 raise UserError("the model's logits are not finite numbers; its weights are broken. Train it again")
+        progress.add(len(batch))
     return [found[index] for index in range(len(prompts))]
 
 

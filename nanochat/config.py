@@ -64,7 +64,7 @@ class Config:
         return canonical(keys)
 
     def run_time(self, run: str, stage: str) -> dict[str, Any]:
-        """The knobs of a stage that are in no specification: micro_batch, commit_every, log_every of a training."""
+        """The knobs of a stage that are in no specification: micro_batch and commit_every of a training."""
         return specifications.run_time(self._makers_settings(run, stage), stage)
 
     def gpt_config(self, run: str) -> dict[str, Any]:
@@ -122,13 +122,16 @@ def load_config(
 ) -> Config:
     """Check a configuration file, or what was read from one already. UserError that lists every problem.
 
-    `source` names a mapping's file in messages. `root` is what the paths in the configuration are relative to.
+    `source` names a mapping's file: in messages and, where there is such a YAML file, to look for repeated keys in it, which
+    whoever read it may have passed over. `root` is what the paths in the configuration are relative to.
     """
     if isinstance(path_or_dict, str | Path):
         source = str(path_or_dict)
         content: Mapping[str, Any] = read_mapping(Path(path_or_dict), "a configuration")
     else:
         content = path_or_dict
+        if Path(source).suffix in (".yaml", ".yml") and Path(source).is_file():
+            read_mapping(Path(source), "a configuration")
     try:
         document = as_text_keys(content)
     except UserError as error:

@@ -21,7 +21,8 @@ import io
 import json
 import random
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +69,14 @@ def read_bundle(path: Path, *, labels: Sequence[str] | None = None, max_per_task
     """
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"max_per_task {max_per_task} leaves no item to evaluate; it must be at least 1, or null for all")
-    try:
-        with zipfile.ZipFile(path) as bundle:
-            return Bundle(path, bundle).tasks(labels, max_per_task)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: cannot be read as a zip of CORE tasks ({error}). Download it again") from error
+    with open_bundle(path) as bundle:
+        return bundle.tasks(labels, max_per_task)
+
+
+def list_labels(path: Path) -> list[str]:
+    """The names of all tasks in a bundle."""
+    with open_bundle(path) as bundle:
+        return list(bundle.listed_tasks())
 
 
 def render_prompts(task: CoreTask, index: int) -> list[str]:
@@ -97,6 +101,15 @@ def example_indices(task: CoreTask, index: int) -> list[int]:
 def render_example(item: CoreItem, delimiter: str) -> str:
     context, continuation = item.options[item.gold]
     return f"{context}{delimiter}{continuation}\n\n"
+
+
+@contextmanager
+def open_bundle(path: Path) -> Iterator["Bundle"]:
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            yield Bundle(path, bundle)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a zip of CORE tasks ({error}). Download it again") from error
 
 
 class Bundle:

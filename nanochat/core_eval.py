@@ -10,14 +10,15 @@ tokens that decide are pushed through the output projection. What decides:
 CORE is the mean over the tasks of (accuracy - baseline) / (1 - baseline). One run of it is worth about +-0.008.
 
 Where nanochat stops, this goes on and says so: fewer items than examples (all others are shown), a continuation that melts into
-the last token of its context (scored from the first token that differs), a choice that is the beginning of another (its last
-token is scored). A prompt longer than the model can read loses its beginning, as in nanochat; the results count them.
+the last token of its context (scored from the first token that differs), a choice that is the beginning of another (all are
+scored from its last token). A prompt longer than the model can read loses its beginning, as in nanochat, and is
+counted in the results.
 """
 
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +28,16 @@ import torch.nn.functional as F
 
 from nanochat.accuracy import centered, wilson_interval
 from nanochat.batching import batches_by_tokens, context_limit, default_batch_tokens, hidden_at
-from nanochat.core_bundle import CoreTask, read_bundle, render_prompts
+from nanochat.core_bundle import CoreTask, list_labels, read_bundle, render_prompts
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.progress import Progress
 from nanochat.tokenizer import Tokenizer
 
 log = logging.getLogger("nanochat")
 
-ITEMS_AT_ONCE = 512  # rendered and tokenized together; bounds the memory, and the time between two lines of progress
+ITEMS_AT_ONCE = 512  # rendered, tokenized and sorted together; bounds the memory
 POSITIONS_AT_ONCE = 2_048  # positions that go through the output projection together: at 65,536 tokens, 0.5 GB of logits
-PROGRESS_SECONDS = 30
 
 Gather = Callable[[list[dict]], list[list[dict]]]
 
@@ -98,24 +99,21 @@ def evaluate_core(
         log.info("CORE %2d/%d %-32s accuracy %.4f, centered %+.4f, %d of %d items, %.1f s", number, len(chosen), task.label,
                  results[task.label]["accuracy"], results[task.label]["centered"], len(rows), task.num_available,
                  time.monotonic() - started)  # fmt: skip
-    core = sum(result["centered"] for result in results.values()) / len(results) if tasks is None else None
-    return {"core": core, "tasks": results}, examples
+    return {"core": mean_centered(results, num_listed=len(list_labels(bundle))), "tasks": results}, examples
 
 
 def evaluate_task(model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], *, batch_tokens: int) -> list[dict]:
     """One row for each of the items of a task at `indices`."""
     rows: list[dict] = []
-    reported = time.monotonic()
+    progress = Progress(f"CORE {task.label}", sum(len(task.items[index].options) for index in indices), "options")
     for first in range(0, len(indices), ITEMS_AT_ONCE):
         part = indices[first : first + ITEMS_AT_ONCE]
         prompts = [render_prompts(task, index) for index in part]
         items = tokenize(tokenizer, task, prompts, max_tokens=context_limit(model.config))
-        scores = iter(score(model, [o for item in items for o in item], pad_id=tokenizer.bos_id, batch_tokens=batch_tokens))
-        for index, prompt, options in zip(part, prompts, items, strict=True):
-            rows.append(judge(task, index, prompt, options, [next(scores) for _ in options], tokenizer))
-        if time.monotonic() - reported > PROGRESS_SECONDS:
-            reported = time.monotonic()
-            log.info("CORE %s: %d of %d items", task.label, len(rows), len(indices))
+        options = [option for item in items for option in item]
+        scores = iter(score(model, options, progress, pad_id=tokenizer.bos_id, batch_tokens=batch_tokens))
+        for index, prompt, item in zip(part, prompts, items, strict=True):
+            rows.append(judge(task, index, prompt, item, [next(scores) for _ in item], tokenizer))
     return rows
 
 
@@ -138,10 +136,12 @@ def find_scored(kind: str, sequences: list[np.ndarray]) -> list[Option]:
         shared = common_length([tokens[::-1] for tokens in sequences])
         return [Option(tokens, len(tokens) - max(shared, 1)) for tokens in sequences]
     shared = common_length(sequences)
+    # at least one token decides, also where a choice is the beginning of another or a continuation adds nothing
     if kind == "language_modeling":
-        sequences = sequences[1:]  # the context alone was there to be compared
-    # at least one token decides, also when a choice is the beginning of another, or its tokens are those of the context alone
-    return [Option(tokens, min(shared, len(tokens) - 1)) for tokens in sequences]
+        _, whole = sequences
+        return [Option(whole, min(shared, len(whole) - 1))]
+    start = min(shared, min(map(len, sequences)) - 1)
+    return [Option(tokens, start) for tokens in sequences]
 
 
 def common_length(sequences: list[np.ndarray]) -> int:
@@ -165,7 +165,7 @@ def crop(option: Option, max_tokens: int) -> Option:
 
 
 @torch.inference_mode()
-def score(model: GPT, options: Sequence[Option], *, pad_id: int, batch_tokens: int) -> list[Score]:
+def score(model: GPT, options: Sequence[Option], progress: Progress, *, pad_id: int, batch_tokens: int) -> list[Score]:
     """Score sequences in batches of similar length; the results are in the order given."""
     scores: dict[int, Score] = {}
     for batch in batches_by_tokens([len(option.tokens) for option in options], batch_tokens):
@@ -178,6 +178,7 @@ def score(model: GPT, options: Sequence[Option], *, pad_id: int, batch_tokens: i
         ends = np.cumsum([len(wanted) for wanted in positions])
         for index, loss, tokens in zip(batch, np.split(losses, ends[:-1]), np.split(likeliest, ends[:-1]), strict=True):
             scores[index] = Score(float(loss.mean()), tokens)
+        progress.add(len(batch))
     return [scores[index] for index in range(len(options))]
 
 
@@ -217,6 +218,16 @@ def judge(
     if any(option.was_cropped for option in options):
         row["cropped"] = True
     return row
+
+
+def mean_centered(results: Mapping[str, dict], *, num_listed: int) -> float | None:
+    """CORE, if these are the results of all tasks that the bundle lists."""
+    mean = sum(result["centered"] for result in results.values()) / len(results)
+    if len(results) < num_listed:
+        log.info("CORE: not given; %.4f is the mean of %d of the bundle's %d tasks", mean, len(results), num_listed)
+        return None
+    log.info("CORE: %.4f", mean)
+    return mean
 
 
 def summarise(task: CoreTask, rows: list[dict]) -> dict:

@@ -10,7 +10,6 @@ and the result is put into the row as if the model had said it.
 Letters in the shape comments: B rows, T new tokens a row, S keys, G heads of keys and values, D width of a head, C model width.
 """
 
-import logging
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,8 @@ from nanochat.batching import context_limit, pad_right
 from nanochat.calculator import calculate
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.progress import Progress
 from nanochat.tokenizer import Tokenizer
-
-log = logging.getLogger("nanochat")
 
 MAX_ROWS = 64
 CPU_CACHE_BYTES = 2 * 1024**3
@@ -145,13 +143,10 @@ class Engine:
         """
         keys = range(len(prompts)) if keys is None else keys
         rows = [self._row(prompt, max_new_tokens, f"{seed}/{key}") for prompt, key in zip(prompts, keys, strict=True)]
-        done = 0
+        progress = Progress("generation", len(rows), "answers")
         for batch in self._batches(rows):
-            for _ in self._decode(batch, temperature, top_k):
-                pass
-            done += len(batch)
-            if done < len(rows) or len(batch) < len(rows):
-                log.info("%d of %d answers generated", done, len(rows))
+            for num_finished in self._decode(batch, temperature, top_k):
+                progress.add(num_finished)
         return [row.tokens for row in rows]
 
     def stream(
@@ -187,12 +182,13 @@ class Engine:
     # -- one batch -----------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _decode(self, rows: list[Row], temperature: float, top_k: int | None) -> Iterator[None]:
-        """Continue the rows together until all are finished; yields after every step."""
+    def _decode(self, rows: list[Row], temperature: float, top_k: int | None) -> Iterator[int]:
+        """Continue the rows together until all are finished; yields after every step how many it finished."""
         cache, hidden = self._prefill(rows)
         while True:
+            num_finished = sum(row.finished for row in rows)
             self._say_next(rows, self.model.logits(hidden), temperature, top_k)
-            yield
+            yield sum(row.finished for row in rows) - num_finished
             rows = self._retire(rows, cache)
             if not rows:
                 return

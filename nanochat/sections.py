@@ -23,7 +23,7 @@ ScoredTask = Literal["arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 # keys that decide how fast or how chatty a training is, never what comes out of it: in no specification
-RUN_TIME_KEYS = ("micro_batch", "commit_every", "log_every")
+RUN_TIME_KEYS = ("micro_batch", "commit_every")
 
 
 def key(default: Any, meaning: str, **limits: Any) -> Any:
@@ -67,7 +67,6 @@ class Tokens(Section):
     """Packing text and conversations into rows of equal length."""
 
     sequence_len: int = key(2048, "tokens that the model sees at once", ge=8, le=65_536)
-    seed: int = key(42, "seed of the pretraining rows", ge=0)
 
 
 class Training(Section):
@@ -87,7 +86,6 @@ class Training(Section):
     dtype: Dtype = key("auto", "of the activations; auto = bfloat16 where the device computes in it fast")
     micro_batch: int | None = key(None, "rows of one forward pass; empty = what fits. Changes no result but rounding", ge=1)
     commit_every: int = key(250, "steps between commits to resume from; 0 = only at evaluations", ge=0)
-    log_every: int = key(10, "steps between lines of metrics.jsonl", ge=1)
 
 
 class Components(Section):

@@ -60,16 +60,15 @@ class UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: i
     """The safe loader, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[Any, int] = {}
+        seen: dict[str, int] = {}
         for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
+            if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key.value, str):
+                continue  # a list or a mapping as a key is refused below
             line = key.start_mark.line + 1
             if key.value in seen:
                 problem = f"the key {key.value} is there twice, in line {seen[key.value]} and in line {line}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key.value, str):
-                seen[key.value] = line
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 

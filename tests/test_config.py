@@ -148,12 +148,13 @@ BROKEN_FILES = {
     "empty": ("", ["is empty"]),
     "only comments": ("# nothing\n", ["is empty"]),
     "a list": ("- runs\n", ["holds a list"]),
-    "a repeated key": ("runs: {a: {}}\ntokens:\n  seed: 1\n  seed: 2\n", ["line 4", "seed", "twice, in line 3"]),
+    "a repeated key": ("runs: {a: {}}\nsft:\n  seed: 1\n  seed: 2\n", ["line 4", "seed", "twice, in line 3"]),
     "a repeated section": ("runs: {a: {}}\nsft: {}\nsft: {}\n", ["line 3", "sft is there twice"]),
     "a tab": ("runs:\n  a:\n\tsft: {}\n", ["line 3", "tab"]),
     "an open bracket": ("runs: {a: {}\nsft: {}\n", ["line 2", "not YAML"]),
     "a missing space": ("runs:\n  a: {}\ntokens\n  seed: 1\n", ["line", "not YAML"]),
     "two documents": ("runs: {a: {}}\n---\nruns: {b: {}}\n", ["line 2", "not YAML"]),
+    "a list as a key": ("runs: {a: {}}\n? [a, b]\n: 3\n", ["line 2", "not YAML"]),
     "a Python object": ("runs: !!python/object/apply:os.getcwd []\n", ["line 1", "not YAML"]),
 }
 
@@ -168,6 +169,13 @@ def test_a_broken_file_is_refused_with_its_line(name: str, tmp_path: Path) -> No
     message = str(caught.value)
     assert message.startswith(str(path))
     assert not [word for word in words if word not in message], message
+
+
+def test_a_repeated_key_is_found_though_the_file_was_read_by_somebody_else(tmp_path: Path) -> None:
+    path = tmp_path / "repeated.yaml"
+    path.write_text(yaml.safe_dump(DOCUMENT) + "sft: {}\n")
+    with pytest.raises(UserError, match="the key sft is there twice"):
+        load_config(DOCUMENT, source=str(path), root=tmp_path)
 
 
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:

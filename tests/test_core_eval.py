@@ -223,6 +223,8 @@ def test_the_mean_of_some_tasks_is_not_called_core(small):
     results, _ = evaluate_core(*small, tasks=["texts", "choices"])
     assert list(results["tasks"]) == ["choices", "texts"]
     assert results["core"] is None
+    results, _ = evaluate_core(*small, tasks=["texts", "choices", "schemas"])
+    assert results["core"] is not None
 
 
 def test_batches_change_nothing(small):
@@ -268,9 +270,15 @@ def test_a_choice_that_begins_another_and_equal_choices_are_scored(tmp_path):
     path = write_bundle(tmp_path, {"eval_data/a/choices.jsonl": jsonl(rows)})
     _, examples = evaluate_core(random_model(), small_tokenizer(), path, tasks=["choices"])
     equal, nested = sorted(examples, key=lambda row: len(row["losses"]))
-    assert len(nested["losses"]) == 3
+    assert nested["prediction"] == nested["losses"].index(min(nested["losses"]))
     assert equal["losses"][0] == equal["losses"][1]
     assert equal["prediction"] == 0  # of equals the first
+
+
+def test_nested_choices_are_scored_from_the_same_token_on():
+    tokenizer = small_tokenizer()
+    sequences = tokenizer.encode_batch(["Which? the sun", "Which? the sun, 2", "Which? the sun, 35"], bos=True)
+    assert {option.start for option in find_scored("multiple_choice", sequences)} == {len(sequences[0]) - 1}
 
 
 def test_a_continuation_that_melts_into_its_context_is_scored_from_the_first_new_token():

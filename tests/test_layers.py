@@ -7,14 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
-    "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks", "config_docs",
-    "catalogue", "schedule", "manifest", "stage", "download", "verify", "accuracy",
+    "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
+    "config_docs", "catalogue", "schedule", "manifest", "stage", "download", "verify", "accuracy", "progress",
 }  # fmt: skip
 LAYERS = [
     PLAIN,
     {"distributed"},
-    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "dataset", "packing", "tokens", "calculator", "sandbox", "checkpoint",
-     "tokenizer_eval", "tiny_world", "core_bundle", "batching"},
+    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator", "sandbox",
+     "checkpoint", "tiny_world", "core_bundle", "batching"},
     {"dataloader", "engine", "tasks", "conversations"},
     {"train", "loss_eval", "core_eval", "chat_eval"},
     {"report", "report_text", "report_scores", "report_making", "report_machine", "plots"},

@@ -208,7 +208,8 @@ def read_table(path: Path, columns: Sequence[str]) -> "pa.Table":
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a parquet file that can be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: not a parquet file that can be read: {reason}") from error
     if is_wrapped:
         table = pa.Table.from_batches(
             [pa.RecordBatch.from_struct_array(chunk) for chunk in table.column("train").chunks],

@@ -43,7 +43,7 @@ PHRASINGS: dict[str, list[str]] = {
     "trade": [
         "{n} works as a {v}",
         "{n} is a {v}",
-        "The trade of {n} is that of a {v}",
+        "By trade {n} is a {v}",
         "{n} earns money as a {v}",
         "The work of {n} is the work of a {v}",
         "Every day {n} goes to work as a {v}",
@@ -111,11 +111,13 @@ HELD_OUT_QUESTIONS: dict[str, list[str]] = {
     "colour": ["Tell me the colour that {n} likes.", "Which is the favourite colour of {n}?"],
     "pet": ["Tell me the pet of {n}.", "Which animal does {n} keep?"],
 }
+# The name stands after a space, as in the questions: at the start of an answer it would be another token, and a model of this
+# size learns that the two are one name only for the names that it has seen there.
 ANSWERS: dict[str, str] = {
-    "town": "{n} lives in {v}.",
-    "trade": "{n} works as a {v}.",
-    "colour": "{n} likes the colour {v}.",
-    "pet": "{n} has a {v}.",
+    "town": "The home of {n} is in {v}.",
+    "trade": "By trade {n} is a {v}.",
+    "colour": "The favourite colour of {n} is {v}.",
+    "pet": "The pet of {n} is a {v}.",
 }
 
 

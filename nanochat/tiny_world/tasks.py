@@ -10,6 +10,8 @@ from nanochat.tiny_world.numbers import make_story
 from nanochat.tiny_world.people import (
     ANSWERS,
     HELD_OUT_QUESTIONS,
+    HER_NAMES,
+    HIS_NAMES,
     KINDS,
     QUESTIONS,
     VALUES,
@@ -38,6 +40,9 @@ def chat(rng: random.Random, people: list[Person]) -> list[dict]:
     if draw < 0.05:
         return exchange(*rng.choice(GREETINGS))
     if draw < 0.15:
+        name = visitor(rng)
+        return exchange(*(text.format(n=name) for text in rng.choice(VISITS)))
+    if draw < 0.25:
         person = rng.choice(people)
         return exchange(rng.choice(PORTRAIT_QUESTIONS).format(n=person.name), portrait(person))
     messages = []
@@ -55,11 +60,26 @@ GREETINGS = [
     ("Thank you!", "You are welcome."),
     ("What can you do?", "I can tell you about people, spell words and add numbers."),
 ]
+# any name can be said back, also one that nobody in the world has
+VISITS = [
+    ("Hello, I am {n}.", "Hello {n}, nice to meet you."),
+    ("My name is {n}.", "Nice to meet you, {n}."),
+    ("Good morning! You can call me {n}.", "Good morning, {n}."),
+    ("I am called {n}. Who are you?", "Hello {n}, I can tell you about the people of the tiny world."),
+]
 PORTRAIT_QUESTIONS = ["Who is {n}?", "Tell me about {n}.", "What do you know about {n}?"]
 
 
 def portrait(person: Person) -> str:
     return " ".join(person.tell(kind, ANSWERS[kind]) for kind in KINDS)
+
+
+def visitor(rng: random.Random) -> str:
+    """A made-up name, of somebody who is not from the tiny world."""
+    while True:
+        name = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))).capitalize()
+        if name not in HER_NAMES + HIS_NAMES:
+            return name
 
 
 def exchange(question: str, answer: str) -> list[dict]:

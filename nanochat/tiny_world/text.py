@@ -23,7 +23,7 @@ PRONOUN_SHARE = 0.3  # of the sentences that could say she or he
 LINE_SHARE = 0.5  # of the documents that could, have one sentence a line
 
 # what the documents are about, and how often
-SHARES = {"portrait": 46, "company": 14, "roll": 10, "gathering": 4, "sums": 8, "story": 8, "spelling": 10}
+SHARES = {"portrait": 44, "company": 14, "roll": 10, "gathering": 4, "sums": 8, "story": 8, "spelling": 12}
 
 
 def documents(count: int, seed: str, is_validation: bool = False) -> list[str]:

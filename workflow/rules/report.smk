@@ -17,6 +17,10 @@ REPORTED = {
 }
 
 
+def title_of(run):
+    return CONFIG.settings(run).report.title or run
+
+
 def reported(run):
     """NAME=MANIFEST of every stage, for the report program."""
     return [f"{stage}={path.format(run=owner_of(run, stage))}" for stage, path in REPORTED.items()]
@@ -29,7 +33,7 @@ def write_partial_reports():
         if not folder.exists() or (folder / "report" / "manifest.json").exists():
             continue
         command = ["python", "workflow/scripts/report.py", "--partial", folder / "report", "--logs", folder / "logs"]
-        command += ["--title", CONFIG.settings(run).report.title, "--specification", CONFIG.specification(run, "report")]
+        command += ["--title", title_of(run), "--specification", CONFIG.specification(run, "report")]
         if subprocess.run([*command, "--stages", *reported(run)]).returncode == 0:
             print(f"Report of what there is of {run}: {folder}/report/report.md")
 
@@ -70,7 +74,7 @@ rule report:
         "results/{run}/benchmarks/report.tsv"
     params:
         specification=specification("report"),
-        title=lambda wildcards: CONFIG.settings(wildcards.run).report.title,
+        title=lambda wildcards: title_of(wildcards.run),
         stages=lambda wildcards: reported(wildcards.run),
     localrule: True
     conda:

@@ -1,0 +1,105 @@
+"""A copy of the workflow in a folder of its own, and ways to run it: for the tests of the DAG."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+LINKED = ("Snakefile", "workflow", "profiles", "config", "nanochat")
+
+# the tiny world with a model too small to learn it: every stage runs, in seconds
+QUICK = {
+    "base_train": {"depth": 1, "width": 32, "heads": 2, "steps": 6, "eval_every": 3, "eval_tokens": 4096, "commit_every": 2},
+    "base_eval": {"max_per_task": 3, "sample_tokens": 4, "eval_tokens": 4096},
+    "mid_train": {"epochs": 0.02, "eval_every": 0, "eval_tokens": 4096},
+    "sft": {"epochs": 0.02, "eval_every": 0, "eval_tokens": 4096},
+    "chat_eval": {"max_per_task": 3, "max_new_tokens": 8, "spelling_items": 3},
+}
+
+
+class Project:
+    """A folder with links to the workflow and a configuration of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in LINKED:
+            (folder / name).symlink_to(ROOT / name)
+
+    def configure(self, changes: dict | None = None, *, base: str = "tiny") -> dict:
+        """Write my.yaml: the shipped configuration `base`, then QUICK, then `changes` ({"sft.epochs": 2})."""
+        config = yaml.safe_load((ROOT / "config" / f"{base}.yaml").read_text())
+        for section, keys in QUICK.items():
+            config[section].update(keys)
+        for key, value in (changes or {}).items():
+            place = config
+            *sections, last = key.split(".")
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        self.write(yaml.safe_dump(config, sort_keys=False))
+        return config
+
+    def write(self, text: str) -> None:
+        (self.folder / "my.yaml").write_text(text)
+
+    def command(self, *arguments: str, config: str = "my.yaml") -> list[str]:
+        return [SNAKEMAKE, *arguments, "--profile", "profiles/laptop", "--cores", "2", "--configfile", config]
+
+    def snakemake(self, *arguments: str, config: str = "my.yaml", timeout: int = 900) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            self.command(*arguments, config=config),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def run(self, *arguments: str, **options) -> str:
+        """Run it, and fail with what it said if it failed."""
+        done = self.snakemake(*arguments, **options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Run it in a session of its own, so that all of it can be killed at once."""
+        log = open(self.folder / "killed.log", "w")
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Rule -> number of jobs that a dry run would do, `all` and `download` aside."""
+        text = self.run("-n", *arguments)
+        if "Nothing to be done" in text:
+            return {}
+        table = text.split("Job stats:")[1].split("total")[0]
+        jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+        return {name: count for name, count in jobs.items() if name not in ("all", "download")}
+
+    def manifest(self, stage: str, run: str = "tiny") -> dict:
+        return json.loads((self.folder / "results" / run / stage / "manifest.json").read_text())
+
+    def record(self, stage: str, run: str = "tiny") -> dict:
+        return json.loads((self.folder / "results" / run / stage / "record.json").read_text())
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_for(condition, *, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
