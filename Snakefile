@@ -31,15 +31,13 @@ include: "workflow/rules/report.smk"
 rule all:
     """Make the report of every run, and all that it needs."""
     default_target: True
-    localrule: True
     input:
         expand("results/{run}/report/manifest.json", run=CONFIG.run_names),
+    localrule: True
 
 
 onsuccess:
-    for run in CONFIG.run_names:
-        if Path("results", run, "report", "manifest.json").exists():
-            print(f"Report of {run}: results/{run}/report/report.md")
+    say_where_reports_are()
 
 
 onerror:

@@ -33,7 +33,7 @@ class AdamW:
         lr = self.lr * lr_scale
         mean_bias, square_bias = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
         for name, parameter in self.parameters.items():
-            mean, square, gradient = self.means[name], self.squares[name], parameter.grad
+            mean, square, gradient = self.means[name], self.squares[name], gradient_of(parameter)
             mean.lerp_(gradient, 1 - beta1)
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             spread = (square / square_bias).sqrt_().add_(self.eps)
@@ -49,3 +49,9 @@ class AdamW:
         for name in self.parameters:
             self.means[name].copy_(state[f"adamw.mean.{name}"])
             self.squares[name].copy_(state[f"adamw.square.{name}"])
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """A parameter's gradient, which every parameter of our models has after a backward pass."""
+    assert parameter.grad is not None, "the optimizer was asked for a step before a backward pass"
+    return parameter.grad

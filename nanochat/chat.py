@@ -96,9 +96,10 @@ def no_model_message(folder: Path) -> str:
     if run == "tiny":
         lines.append("Make it with:  make demo")
     own = Path("config") / f"{run}.yaml"
-    config = f"--configfile {own} " if own.exists() or run == "tiny" else ""
+    config = f" --configfile {own}" if own.exists() or run == "tiny" else ""
     either = "or" if run == "tiny" else "Make it with"
-    lines.append(f"{either}:  snakemake --profile profiles/laptop {config}{folder / 'manifest.json'}")
+    # the target comes first: --configfile takes every word that follows it for another file
+    lines.append(f"{either}:  snakemake {folder / 'manifest.json'} --profile profiles/laptop{config}")
     others = sorted(path.parent for path in Path("results").glob("*/*/model.safetensors"))
     if others:
         lines.append("Models that are here: " + ", ".join(map(str, others)))

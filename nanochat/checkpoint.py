@@ -1,8 +1,9 @@
 """Models on disk, and commits: the whole state of a training, from which it goes on as if nothing had happened.
 
-A commit is a folder `step_00000250/` with the weights, the optimizer's state, the metrics so far and the loop's own few numbers. It is written under another name,
-synced, and renamed into place, so that it is there whole or not at all. The last two are kept: if the newest is damaged, the one
-before it serves. A commit carries the identity of its training (specification and inputs) and is refused by any other.
+A commit is a folder `step_00000250/` with the weights, the optimizer's state, the metrics so far and the loop's own few
+numbers. It is written under another name, synced, and renamed into place, so that it is there whole or not at all. The last two
+are kept: if the newest is damaged, the one before it serves. A commit carries the identity of its training (specification and
+inputs) and is refused by any other.
 """
 
 import json

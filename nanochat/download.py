@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LINES = 5
 
 
 def fetch(url: str, destination: Path, *, size: int | None = None, digest: str | None = None) -> None:
-    """Put the file at `url` (http, https, file) under `destination`; UserError if it cannot be had or is not what it should be."""
+    """Put the file at `url` (http, https, file) under `destination`. UserError if it cannot be had, or is another one."""
     with atomic_path(destination) as temporary:
         if url.startswith("file:"):
             copy_local(url, temporary)

@@ -12,6 +12,7 @@ Letters in the shape comments (a test checks every one of them):
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -215,7 +216,7 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.activation = {"relu2": relu_squared, "gelu": F.gelu}[config.mlp]
+        self.activation: Callable[[Tensor], Tensor] = relu_squared if config.mlp == "relu2" else F.gelu
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.c_fc(x)  # (B, T, F)

@@ -3,7 +3,7 @@
 A stage is a folder with two small JSON files beside its data:
 
     manifest.json   what was made: the specification, the identities of what was read, size and sha256 of every file, and a few
-                    results. The same work gives the same bytes. Written last: without it, the folder does not exist for anybody.
+                    results. The same work gives the same bytes. Written last: without it, the folder exists for nobody.
     record.json     how it was made: times, host, versions, and a copy of the manifest. Nothing hashes it.
 
 A downloaded file has the same pair under its own name: `words.txt`, `words.txt.manifest.json`, `words.txt.record.json`.
@@ -39,7 +39,8 @@ def publish(
 ) -> None:
     """Make `files`, already in the manifest's folder, exist for everybody.
 
-    `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published). `results` must not vary from run to run; what does goes to `record`.
+    `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published). `results` must
+    not vary from run to run; what does goes to `record`.
     """
     content = {
         "format": FORMAT,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from nanochat.adamw import gradient_of
 from nanochat.distributed import Ranks
 
 # x -> a x + b x^3 + c x^5, found to lift small singular values fastest; the large ones end anywhere in about [0.7, 1.2]
@@ -33,7 +34,7 @@ class Muon:
     def step(self, *, lr_scale: float, momentum: float) -> None:
         """Move every parameter that has a gradient. `momentum` changes with the step, so it is the caller's."""
         for stack in self.stacks:
-            gradients = torch.stack([parameter.grad for parameter in stack.values()])  # (K, rows, columns)
+            gradients = torch.stack([gradient_of(parameter) for parameter in stack.values()])  # (K, rows, columns)
             momenta = torch.stack([self.momenta[name] for name in stack])
             momenta.lerp_(gradients, 1 - momentum)
             gradients.lerp_(momenta, momentum)  # Nesterov: look ahead along the momentum

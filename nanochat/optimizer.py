@@ -30,8 +30,9 @@ class Optimizer:
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for part in (self.muon, *self.adamws.values()):
-            part.load_state(state)
+        self.muon.load_state(state)
+        for adamw in self.adamws.values():
+            adamw.load_state(state)
 
 
 def build_optimizer(

@@ -38,9 +38,7 @@ def width_scale(n_embd: int) -> float:
     return (n_embd / REFERENCE_WIDTH) ** -0.5
 
 
-def num_training_steps(
-    *, steps: int | None, tokens_per_parameter: float, num_parameters: int, total_batch_tokens: int
-) -> int:
+def num_training_steps(*, steps: int | None, tokens_per_parameter: float, num_parameters: int, total_batch_tokens: int) -> int:
     """`steps` if given, or as many as show the model `tokens_per_parameter` tokens for each of its parameters.
 
     20 is the ratio that Chinchilla found compute-optimal (arXiv 2203.15556). d20: 20 * 560,988,160 / 524,288 = 21,400 steps.

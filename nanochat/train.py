@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.adamw import gradient_of
 from nanochat.checkpoint import Commit, Commits, load_weights, weights
 from nanochat.dataloader import Loader
 from nanochat.distributed import Ranks
@@ -193,13 +194,13 @@ def update(
         part.backward()
         loss += part.detach()
     parameters = list(model.parameters())
-    ranks.sum_([loss, *(parameter.grad for parameter in parameters)])
+    ranks.sum_([loss, *map(gradient_of, parameters)])
     grad_norm = clip_gradients(parameters, grad_clip)
     if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
         raise UserError(
-            f"step {step}: the loss is {loss.item()} and the gradient's norm {grad_norm}; the update was not made. The rows of "
-            f"this batch are {loader.step_rows(step).tolist()[:8]} ... Lower the learning rate, or look at these rows; the commits "
-            "before this step are good."
+            f"step {step}: the loss is {loss.item()} and the gradient's norm {grad_norm}; the update was not made, and the "
+            f"commits before this step are good. Lower the learning rate, or look at the rows of this batch: "
+            f"{loader.step_rows(step).tolist()[:8]} ..."
         )
     optimizer.step(step=step, lr_scale=lr_scale)
     for parameter in parameters:
@@ -215,7 +216,7 @@ def sum_of_losses(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
 
 def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> float:
     """Scale all gradients so that their common norm is at most `limit` (0: leave them); returns the norm before."""
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = torch.nn.utils.get_total_norm([gradient_of(parameter) for parameter in parameters])
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm.item()

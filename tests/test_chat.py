@@ -108,7 +108,7 @@ def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatc
     message = capsys.readouterr().err
     assert "results/tiny/sft: no model here" in message
     assert "make demo" in message
-    assert "snakemake --profile profiles/laptop --configfile config/tiny.yaml results/tiny/sft/manifest.json" in message
+    assert "snakemake results/tiny/sft/manifest.json --profile profiles/laptop --configfile config/tiny.yaml" in message
 
 
 def test_of_another_run_the_command_names_its_configuration(tmp_path, monkeypatch, capsys):
@@ -117,7 +117,10 @@ def test_of_another_run_the_command_names_its_configuration(tmp_path, monkeypatc
     (tmp_path / "config" / "small.yaml").touch()
     chat.main(["results/small/sft"])
     message = capsys.readouterr().err
-    assert "Make it with:  snakemake --profile profiles/laptop --configfile config/small.yaml results/small/sft/" in message
+    assert (
+        "Make it with:  snakemake results/small/sft/manifest.json --profile profiles/laptop --configfile config/small.yaml"
+        in message
+    )
     chat.main(["results/d20/sft"])
     assert "snakemake --profile profiles/laptop results/d20/sft/manifest.json" in capsys.readouterr().err
 

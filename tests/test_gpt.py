@@ -80,9 +80,7 @@ def test_rope_scores_depend_on_the_distance_alone():
     q, k = (torch.randn(1, 1, 1, LETTERS["D"], generator=generator) for _ in range(2))
 
     def score(at_q, at_k):
-        turned = [
-            gpt.rotate(x, *model.rope(torch.tensor([[at]]), torch.float32)) for x, at in ((q, at_q), (k, at_k))
-        ]
+        turned = [gpt.rotate(x, *model.rope(torch.tensor([[at]]), torch.float32)) for x, at in ((q, at_q), (k, at_k))]
         return float((turned[0] * turned[1]).sum())
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)

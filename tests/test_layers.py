@@ -13,8 +13,8 @@ PLAIN = {
 LAYERS = [
     PLAIN,
     {"distributed"},
-    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator", "sandbox",
-     "checkpoint", "tiny_world", "core_bundle", "batching"},
+    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
+     "sandbox", "checkpoint", "tiny_world", "core_bundle", "batching"},
     {"dataloader", "engine", "tasks", "conversations"},
     {"train", "loss_eval", "core_eval", "chat_eval"},
     {"report", "report_text", "report_scores", "report_making", "report_machine", "plots"},
@@ -63,7 +63,9 @@ def test_plain_modules_never_import_pytorch(path):
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_programs_import_the_library_and_never_one_another(path):
     others = {p.stem for p in PROGRAMS}
-    assert not {name.split(".")[0] for name in imported(path)} & (others - {"tokenizer", "train", "report", "download"} | {"snakemake"})
+    assert not {name.split(".")[0] for name in imported(path)} & (
+        others - {"tokenizer", "train", "report", "download"} | {"snakemake"}
+    )
 
 
 def test_only_download_reaches_for_the_network():

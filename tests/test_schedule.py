@@ -39,17 +39,13 @@ def test_a_horizon_of_less_than_one_step_is_refused():
 @pytest.mark.parametrize("preset", ["nanochat", "textbook"])
 @pytest.mark.parametrize("kv_heads", [2, 4])
 def test_counted_parameters_are_those_of_the_model(preset, kv_heads):
-    config = GPTConfig.preset(
-        preset, vocab_size=300, n_layer=3, n_head=4, n_kv_head=kv_heads, n_embd=32, sequence_len=16
-    )
+    config = GPTConfig.preset(preset, vocab_size=300, n_layer=3, n_head=4, n_kv_head=kv_heads, n_embd=32, sequence_len=16)
     with torch.device("meta"):
         assert count_parameters(config.as_dict()) == GPT(config).num_parameters()
 
 
 def test_learning_rate_is_a_trapezoid():
-    scales = [
-        learning_rate_scale(step, 100, warmup_ratio=0.1, warmdown_ratio=0.2, final_lr_ratio=0.1) for step in range(100)
-    ]
+    scales = [learning_rate_scale(step, 100, warmup_ratio=0.1, warmdown_ratio=0.2, final_lr_ratio=0.1) for step in range(100)]
     assert scales[0] == pytest.approx(0.1) and scales[9] == 1.0
     assert set(scales[10:81]) == {1.0}
     assert scales[90] == pytest.approx(0.5 + 0.5 * 0.1)

@@ -121,7 +121,10 @@ def test_a_damaged_commit_is_passed_over_for_the_one_before(undisturbed, tmp_pat
 
 def test_loss_of_a_step_does_not_depend_on_its_micro_batches(tmp_path):
     """Rows with 1 to 13 supervised tokens: a mean of micro-batch means would differ in the first digits."""
-    whole, split = finish(tmp_path / "8", "--masked", "--micro-batch", 8), finish(tmp_path / "1", "--masked", "--micro-batch", 1)
+    whole, split = (
+        finish(tmp_path / "8", "--masked", "--micro-batch", 8),
+        finish(tmp_path / "1", "--masked", "--micro-batch", 1),
+    )
     assert losses(split)[0] == pytest.approx(losses(whole)[0], rel=1e-6)
     assert losses(split) == pytest.approx(losses(whole), rel=2e-3)
 
@@ -131,9 +134,7 @@ def test_sum_of_losses_is_the_cross_entropy_of_the_supervised_tokens():
     model.init_weights(0)
     x, y = torch.arange(16).view(2, 8), torch.arange(1, 17).view(2, 8).clone()
     y[0, 3:] = -1
-    by_hand = sum(
-        -F.log_softmax(model(x)[b, t], dim=0)[y[b, t]] for b in range(2) for t in range(8) if y[b, t] >= 0
-    )
+    by_hand = sum(-F.log_softmax(model(x)[b, t], dim=0)[y[b, t]] for b in range(2) for t in range(8) if y[b, t] >= 0)
     torch.testing.assert_close(sum_of_losses(model, x, y), by_hand)
 
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 import yaml
-from workflow import ROOT, Project, kill_all, wait_for
 
 from nanochat.specifications import SPLITS
+from workflow import ROOT, Project, kill_all, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dag")]
 
@@ -84,7 +84,16 @@ def test_every_stage_published_a_manifest_a_record_and_a_log(project):
 def test_the_report_has_every_section_and_misses_nothing(project):
     text = (project.folder / "results/tiny/report/report.md").read_text()
     assert "has not finished" not in text
-    for heading in ("Summary", "Model", "Data", "Training", "Base evaluation", "Chat evaluation", "Samples", "Machine and time"):
+    for heading in (
+        "Summary",
+        "Model",
+        "Data",
+        "Training",
+        "Base evaluation",
+        "Chat evaluation",
+        "Samples",
+        "Machine and time",
+    ):
         assert f"## {heading}" in text
 
 
@@ -205,7 +214,17 @@ def test_single_stages_can_be_asked_for(project, tmp_path):
 
 def test_rules_list_with_what_they_do(project):
     text = project.run("--list-rules")
-    for rule in ("download", "tokenizer", "tokens_pretrain", "base_train", "base_eval", "mid_train", "sft", "chat_eval", "report"):
+    for rule in (
+        "download",
+        "tokenizer",
+        "tokens_pretrain",
+        "base_train",
+        "base_eval",
+        "mid_train",
+        "sft",
+        "chat_eval",
+        "report",
+    ):
         assert rule in text
     assert "Train the base model on text." in text
 

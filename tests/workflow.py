@@ -72,10 +72,15 @@ class Project:
 
     def start(self, *arguments: str) -> subprocess.Popen:
         """Run it in a session of its own, so that all of it can be killed at once."""
-        log = open(self.folder / "killed.log", "w")
-        return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        with open(self.folder / "killed.log", "w") as log:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Rule -> number of jobs that a dry run would do, `all` and `download` aside."""

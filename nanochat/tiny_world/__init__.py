@@ -32,9 +32,7 @@ ARC = pa.schema(
     ]
 )
 GSM8K = pa.schema([("question", pa.string()), ("answer", pa.string())])
-HUMANEVAL = pa.schema(
-    [(name, pa.string()) for name in ("task_id", "prompt", "canonical_solution", "test", "entry_point")]
-)
+HUMANEVAL = pa.schema([(name, pa.string()) for name in ("task_id", "prompt", "canonical_solution", "test", "entry_point")])
 OPEN_QUESTIONS = pa.schema([("question", pa.string()), ("answer", pa.string()), ("candidates", STRINGS)])
 
 

@@ -7,6 +7,8 @@ appear in little stories that are solved with the calculator: those of the test 
 import random
 from dataclasses import dataclass
 
+from nanochat.tiny_world.words import WORDS
+
 LARGEST_TOLD = 10  # 1 + 1 ... 10 + 10: a table that can be learned by heart
 LARGEST_IN_STORY = 49
 
@@ -19,7 +21,7 @@ SUM_PHRASINGS = [
     "Take {a}, add {b}, and you have",
 ]
 
-THINGS = "apples books cups eggs flowers keys nuts pears pens shells stamps stones".split()
+THINGS = ["apples", "books", "cups", "eggs", "flowers", "keys", "nuts", "pears", "pens", "shells", "stamps", "stones"]
 
 # (question, operator): {n} has {a} things and afterwards {a} + {b} or {a} - {b}
 STORIES = [
@@ -30,25 +32,6 @@ STORIES = [
     ("{n} has {a} {t} and loses {b} of them. How many {t} are left?", "-"),
     ("There were {a} {t}. {n} took away {b} of them. How many {t} are left?", "-"),
 ]
-
-WORDS = (
-    "able acid age air apple arm army art autumn baby back bag ball bank basket bath beach bean bear bed bee bell bench bird "
-    "blood board boat bone book boot bottle bowl box boy branch bread bridge brother brush bucket button cake camera candle "
-    "card carpet castle chain chair cheese cherry chest chicken child church circle city clock cloud coat coffee coin cold "
-    "comb cook copper corn cotton cough country cover cow cream cross crowd cup curtain dance daughter day desk dinner dirt "
-    "door dream dress drink drum dust ear earth east egg engine evening eye face family farm father feather field finger "
-    "fire fish flag floor flower fly fog food foot forest fork friend frog fruit game garden gate girl glass glove gold "
-    "grain grass green ground group hair hammer hand hat head heart hill hole home honey hook hotel hour house ice iron "
-    "island jacket jelly jewel journey juice jungle kettle key king kitchen kite knee knife knot ladder lake lamp land leaf "
-    "leather leg lemon letter library light line lion lip lock machine map market meal meat metal milk minute mirror money "
-    "month moon morning mother mountain mouse mouth music nail name neck needle nest net night north nose number nut ocean "
-    "office oil onion oven page paint paper park pencil people pepper picture pillow pipe plane plant plate pocket pool "
-    "potato prince queen rain ribbon rice ring river road roof room root rope salt sand school sea season seed shadow sheep "
-    "shelf ship shirt shoe shop sister skin skirt sky sleep smile smoke snow soap sock song soup south spoon spring square "
-    "stamp star station stick stone storm stove street sugar summer sun table tail tea tent thread thumb ticket tiger time "
-    "tooth tower town train tree truck umbrella uncle valley village voice wagon wall watch water week west wheel whistle "
-    "wind window wing winter wire wolf woman wood wool word worm year zebra"
-).split()
 
 # {w}: the word, {l}: its letters with commas between them
 SPELLINGS = [

@@ -11,22 +11,115 @@ from dataclasses import dataclass
 
 WORLD_SEED = 20251101
 
-HER_NAMES = (
-    "Alice Anna Bella Carla Clara Diana Dora Elena Emma Fiona Frida Gina Greta Hanna Helen Ida "
-    "Irene Jane Julia Karin Laura Maria Mira Nora Olga Paula Rosa Sara Tina Vera Wanda Zoe"
-).split()
-HIS_NAMES = (
-    "Adam Alan Boris Bruno Carl Colin David Dennis Edgar Erik Felix Frank Georg Henry Hugo Ivan "
-    "Jack Kevin Leo Martin Noah Oscar Otto Peter Robin Simon Tom Ulrich Victor Walter Xavier Yusuf"
-).split()
+HER_NAMES = [
+    "Alice",
+    "Anna",
+    "Bella",
+    "Carla",
+    "Clara",
+    "Diana",
+    "Dora",
+    "Elena",
+    "Emma",
+    "Fiona",
+    "Frida",
+    "Gina",
+    "Greta",
+    "Hanna",
+    "Helen",
+    "Ida",
+    "Irene",
+    "Jane",
+    "Julia",
+    "Karin",
+    "Laura",
+    "Maria",
+    "Mira",
+    "Nora",
+    "Olga",
+    "Paula",
+    "Rosa",
+    "Sara",
+    "Tina",
+    "Vera",
+    "Wanda",
+    "Zoe",
+]
+HIS_NAMES = [
+    "Adam",
+    "Alan",
+    "Boris",
+    "Bruno",
+    "Carl",
+    "Colin",
+    "David",
+    "Dennis",
+    "Edgar",
+    "Erik",
+    "Felix",
+    "Frank",
+    "Georg",
+    "Henry",
+    "Hugo",
+    "Ivan",
+    "Jack",
+    "Kevin",
+    "Leo",
+    "Martin",
+    "Noah",
+    "Oscar",
+    "Otto",
+    "Peter",
+    "Robin",
+    "Simon",
+    "Tom",
+    "Ulrich",
+    "Victor",
+    "Walter",
+    "Xavier",
+    "Yusuf",
+]
 NUM_UNASKED = 20  # of 64 people
 
 VALUES: dict[str, list[str]] = {
-    "town": "Athens Berlin Boston Cairo Delhi Dublin Kyoto Lima Lisbon Oslo Paris Prague Quito Rome Sydney Vienna".split(),
-    "trade": "baker builder dancer doctor farmer fisher gardener lawyer miller painter pilot sailor singer tailor teacher "
-    "writer".split(),
-    "colour": "black blue brown green grey orange pink purple red silver white yellow".split(),
-    "pet": "cat dog duck goat hamster horse monkey parrot pony rabbit snake turtle".split(),
+    "town": [
+        "Athens",
+        "Berlin",
+        "Boston",
+        "Cairo",
+        "Delhi",
+        "Dublin",
+        "Kyoto",
+        "Lima",
+        "Lisbon",
+        "Oslo",
+        "Paris",
+        "Prague",
+        "Quito",
+        "Rome",
+        "Sydney",
+        "Vienna",
+    ],
+    "trade": [
+        "baker",
+        "builder",
+        "dancer",
+        "doctor",
+        "farmer",
+        "fisher",
+        "gardener",
+        "lawyer",
+        "miller",
+        "painter",
+        "pilot",
+        "sailor",
+        "singer",
+        "tailor",
+        "teacher",
+        "writer",
+    ],
+    "colour": ["black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow"],
+    "pet": ["cat", "dog", "duck", "goat", "hamster", "horse", "monkey", "parrot", "pony", "rabbit", "snake", "turtle"],
 }
 KINDS = tuple(VALUES)
 
@@ -100,7 +193,7 @@ QUESTIONS: dict[str, list[str]] = {
         "Which pet does {n} have?",
         "What is the pet of {n}?",
         "What pet does {n} keep?",
-        "Which animal lives with {n}?",
+        "What animal does {n} have?",
         "Do you know the pet of {n}?",
     ],
 }

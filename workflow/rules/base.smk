@@ -15,9 +15,8 @@ rule base_train:
         "results/{run}/logs/base_train.log",
     benchmark:
         "results/{run}/benchmarks/base_train.tsv"
-    params:
-        specification=specification("base_train"),
-        model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         ranks=1,
@@ -25,8 +24,9 @@ rule base_train:
         runtime="12h",
         micro_batch=run_time("base_train", "micro_batch"),
         commit_every=run_time("base_train", "commit_every"),
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("base_train"),
+        model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
     shell:
         "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/train.py"
         " --specification {params.specification:q}"
@@ -52,15 +52,15 @@ rule base_eval:
         "results/{run}/logs/base_eval.log",
     benchmark:
         "results/{run}/benchmarks/base_eval.tsv"
-    params:
-        specification=specification("base_eval"),
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         ranks=1,
         mem="64GB",
         runtime="4h",
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("base_eval"),
     shell:
         "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/base_eval.py"
         " --specification {params.specification:q}"

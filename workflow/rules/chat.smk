@@ -16,9 +16,8 @@ rule mid_train:
         "results/{run}/logs/mid_train.log",
     benchmark:
         "results/{run}/benchmarks/mid_train.tsv"
-    params:
-        specification=specification("mid_train"),
-        resume="results/{run}/resume/mid_train",
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         ranks=1,
@@ -26,8 +25,9 @@ rule mid_train:
         runtime="12h",
         micro_batch=run_time("mid_train", "micro_batch"),
         commit_every=run_time("mid_train", "commit_every"),
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("mid_train"),
+        resume="results/{run}/resume/mid_train",
     shell:
         "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/train.py"
         " --specification {params.specification:q}"
@@ -52,15 +52,15 @@ use rule mid_train as sft with:
         "results/{run}/logs/sft.log",
     benchmark:
         "results/{run}/benchmarks/sft.tsv"
-    params:
-        specification=specification("sft"),
-        resume="results/{run}/resume/sft",
     resources:
         ranks=1,
         mem="64GB",
         runtime="12h",
         micro_batch=run_time("sft", "micro_batch"),
         commit_every=run_time("sft", "commit_every"),
+    params:
+        specification=specification("sft"),
+        resume="results/{run}/resume/sft",
 
 
 rule chat_eval:
@@ -74,17 +74,17 @@ rule chat_eval:
         "results/{run}/logs/chat_eval_{model}.log",
     benchmark:
         "results/{run}/benchmarks/chat_eval_{model}.tsv"
-    params:
-        specification=lambda wildcards: specification(f"chat_eval/{wildcards.model}")(wildcards),
     wildcard_constraints:
         model="mid_train|sft",
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         ranks=1,
         mem="64GB",
         runtime="4h",
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=lambda wildcards: specification(f"chat_eval/{wildcards.model}")(wildcards),
     shell:
         "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/chat_eval.py"
         " --specification {params.specification:q}"

@@ -1,22 +1,26 @@
-# What all rules share: the validated configuration, and the few functions that read it.
+# What all rules share: the checked configuration, its catalogue, and the few functions that read them.
 #
-# Helpers for rules take and return literal paths. A stage is named by its folder under results/{run}/.
+# A stage is named by its folder under results/{run}/. Functions that rules call return functions of the wildcards.
 
 import json
 import os
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# programs run with the Python that runs Snakemake, and find the library in this checkout, also where it is not installed
-os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(workflow.basedir))
 
 from nanochat.config import load_config
 from nanochat.errors import UserError
+from nanochat.specifications import COMPARISON_VOCABULARIES
+
+# programs run with the Python that runs Snakemake, and find the library in this checkout, also where it is not installed
+shell.prefix(
+    f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
+    f' PYTHONPATH={shlex.quote(str(workflow.basedir))}:"${{{{PYTHONPATH:-}}}}"; '
+)
 
 CONFIG_FILE = (workflow.overwrite_configfiles or ["config/config.yaml"])[-1]
 
@@ -25,15 +29,30 @@ try:
 except UserError as error:
     sys.exit(f"error: {error}")
 
+CATALOGUE_FILES = {key: CONFIG.catalogue.get(key) for key in CONFIG.all_files()}
+CATALOGUE_PATHS = {key: f"{CONFIG.catalogue.folder}/{entry.path}" for key, entry in CATALOGUE_FILES.items()}
+CATALOGUE_KEYS = {path: key for key, path in CATALOGUE_PATHS.items()}
+
+# every stage that a report tells of
+REPORTED = {
+    "tokenizer": "results/{run}/tokenizer/manifest.json",
+    "tokens/pretrain": "results/{run}/tokens/pretrain/manifest.json",
+    "tokens/mid_train": "results/{run}/tokens/mid_train/manifest.json",
+    "tokens/sft": "results/{run}/tokens/sft/manifest.json",
+    "base_train": "results/{run}/base_train/manifest.json",
+    "base_eval": "results/{run}/base_eval/manifest.json",
+    "mid_train": "results/{run}/mid_train/manifest.json",
+    "sft": "results/{run}/sft/manifest.json",
+    "chat_eval/mid_train": "results/{run}/chat_eval/mid_train/manifest.json",
+    "chat_eval/sft": "results/{run}/chat_eval/sft/manifest.json",
+}
+
 
 wildcard_constraints:
     run="[^/]+",
 
 
-def owned(path):
-    """The path of a stage's manifest for a run: in the run's own folder, or in that of the run whose stage it reuses."""
-    stage = path.removeprefix("results/{run}/").removesuffix("/manifest.json")
-    return lambda wildcards: path.format(run=owner_of(wildcards.run, stage))
+# -- stages and their owners -------------------------------------------------------------------------------------------
 
 
 def owner_of(run, stage):
@@ -41,6 +60,12 @@ def owner_of(run, stage):
         return CONFIG.owner(run, stage)
     except UserError as error:
         raise WorkflowError(str(error))
+
+
+def owned(path):
+    """A manifest's path for a run: in the run's own folder, or in that of the run whose stage it reuses."""
+    stage = str(Path(path).parent.relative_to("results/{run}"))
+    return lambda wildcards: path.format(run=owner_of(wildcards.run, stage))
 
 
 def specification(stage):
@@ -61,3 +86,51 @@ def specification(stage):
 def run_time(stage, key):
     """A key that changes how a stage runs but not what it makes: a resource, so that Snakemake does not compare it."""
     return lambda wildcards: CONFIG.run_time(wildcards.run, stage)[key] or 0
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------------
+
+
+def downloaded(keys):
+    """Manifests of files of the catalogue; `keys` maps a run to the files' keys."""
+    return lambda wildcards: [f"resources/{CATALOGUE_PATHS[key]}.manifest.json" for key in keys(wildcards.run)]
+
+
+def vocabularies(run):
+    return [key for key in CONFIG.files_needed(run, "tokenizer") if key in COMPARISON_VOCABULARIES]
+
+
+def download_specification(wildcards):
+    key = CATALOGUE_KEYS.get(wildcards.file)
+    if key is None:
+        raise WorkflowError(f"resources/{wildcards.file}: no configured run reads this file of {CONFIG.catalogue.path}")
+    return json.dumps({"key": key, "revision": CATALOGUE_FILES[key].revision}, sort_keys=True)
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+def title_of(run):
+    return CONFIG.settings(run).report.title or run
+
+
+def reported(run):
+    """NAME=MANIFEST of every stage, for the report program."""
+    return [f"{stage}={path.format(run=owner_of(run, stage))}" for stage, path in REPORTED.items()]
+
+
+def say_where_reports_are():
+    for run in CONFIG.run_names:
+        if Path("results", run, "report", "manifest.json").exists():
+            print(f"Report of {run}: results/{run}/report/report.md")
+
+
+def write_partial_reports():
+    """After a failure: report what there is, and what is missing. Runs that finished have their reports already."""
+    for run in CONFIG.run_names:
+        folder = Path("results", run)
+        if folder.exists() and not (folder / "report" / "manifest.json").exists():
+            words = ["--partial", f"{folder}/report", "--logs", f"{folder}/logs", "--title", title_of(run)]
+            words += ["--specification", CONFIG.specification(run, "report"), "--stages", *reported(run)]
+            shell("python workflow/scripts/report.py {words:q}")
+            print(f"Report of what there is of {run}: {folder}/report/report.md")

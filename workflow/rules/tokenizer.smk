@@ -3,29 +3,27 @@
 # needs  the first training shards and the validation shard; GPT-2's and GPT-4's vocabularies where they are in the catalogue
 # makes  results/{run}/tokenizer/tokenizer.json
 
-from nanochat.specifications import COMPARISON_VOCABULARIES as VOCABULARIES
-
 
 rule tokenizer:
     """Train the tokenizer, and compare its compression with known vocabularies."""
     input:
         shards=downloaded(CONFIG.tokenizer_shards),
         validation_shard=downloaded(lambda run: [CONFIG.validation_shard(run)]),
-        vocabularies=downloaded(lambda run: [k for k in CONFIG.files_needed(run, "tokenizer") if k in VOCABULARIES]),
+        vocabularies=downloaded(vocabularies),
     output:
         manifest="results/{run}/tokenizer/manifest.json",
     log:
         "results/{run}/logs/tokenizer.log",
     benchmark:
         "results/{run}/benchmarks/tokenizer.tsv"
-    params:
-        specification=specification("tokenizer"),
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         mem="32GB",
         runtime="2h",
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("tokenizer"),
     shell:
         "python workflow/scripts/tokenizer.py"
         " --specification {params.specification:q}"

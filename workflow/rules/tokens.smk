@@ -16,14 +16,14 @@ rule tokens_pretrain:
         "results/{run}/logs/tokens_pretrain.log",
     benchmark:
         "results/{run}/benchmarks/tokens_pretrain.tsv"
-    params:
-        specification=specification("tokens/pretrain"),
+    conda:
+        "../envs/nanochat.yaml"
     threads: 16
     resources:
         mem="32GB",
         runtime="4h",
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("tokens/pretrain"),
     shell:
         "python workflow/scripts/tokens_text.py"
         " --specification {params.specification:q}"
@@ -47,14 +47,14 @@ rule tokens_mid_train:
         "results/{run}/logs/tokens_mid_train.log",
     benchmark:
         "results/{run}/benchmarks/tokens_mid_train.tsv"
-    params:
-        specification=specification("tokens/mid_train"),
+    conda:
+        "../envs/nanochat.yaml"
     threads: 4
     resources:
         mem="32GB",
         runtime="2h",
-    conda:
-        "../envs/nanochat.yaml"
+    params:
+        specification=specification("tokens/mid_train"),
     shell:
         "python workflow/scripts/tokens_conversations.py"
         " --specification {params.specification:q}"

@@ -62,7 +62,9 @@ def evaluate_rows(model: GPT, tokenizer: Tokenizer, tokens: Artefact, eval_token
 
 def draw_samples(model: GPT, tokenizer: Tokenizer, specification: dict) -> list[dict[str, str]]:
     prompts = specification["samples"]
-    texts = Engine(model, tokenizer).complete(prompts, max_new_tokens=specification["sample_tokens"], seed=specification["seed"])
+    texts = Engine(model, tokenizer).complete(
+        prompts, max_new_tokens=specification["sample_tokens"], seed=specification["seed"]
+    )
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 

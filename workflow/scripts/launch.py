@@ -1,6 +1,6 @@
 """Start a stage program: as one process, or as several ranks through torchrun.
 
-    python workflow/scripts/launch.py --ranks 8 workflow/scripts/train.py --help
+python workflow/scripts/launch.py --ranks 8 workflow/scripts/train.py --help
 """
 
 import argparse

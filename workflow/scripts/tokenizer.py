@@ -13,7 +13,9 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="manifests of the shards to train on")
     parser.add_argument("--validation-shard", type=Path, required=True, help="manifest of the shard to compare on, too")
-    parser.add_argument("--vocabularies", type=Path, nargs="*", default=[], help="manifests of GPT-2's and GPT-4's vocabularies")
+    parser.add_argument(
+        "--vocabularies", type=Path, nargs="*", default=[], help="manifests of GPT-2's and GPT-4's vocabularies"
+    )
     args = parser.parse_args()
     specification = args.specification
 

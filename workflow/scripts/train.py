@@ -69,8 +69,9 @@ def run(args, stage: Stage, ranks: Ranks) -> None:
     commits = Commits(args.resume, {"specification": stage.specification, "inputs": stage.input_identities()})
     numerics = choose_numerics(args, model, loader, ranks)
     log.info(
-        f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of {loader.tokens_per_step:,} "
-        f"tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, {numerics.micro_batch} rows a forward pass"
+        f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
+        f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
+        f"{numerics.micro_batch} rows a forward pass"
     )
     training = train(
         model,
@@ -107,12 +108,13 @@ def build_model(args, ranks: Ranks) -> GPT:
 
 def open_rows(tokens: Artefact, specification: dict, ranks: Ranks) -> tuple[Loader, PackedRows]:
     """The rows to train on and those to validate on. One rank verifies the files for all."""
-    rows = {
-        split: PackedRows(*([tokens.path(name, verify=ranks.is_main) for name in names] or None for names in files_of(tokens, split)))
-        for split in ("train", "validation")
-    }
-    sequence_len = rows["train"].sequence_len
-    return Loader(rows["train"], specification["total_batch_tokens"] // sequence_len, specification["seed"]), rows["validation"]
+
+    def rows_of(split: str) -> PackedRows:
+        rows, masks = ([tokens.path(name, verify=ranks.is_main) for name in names] for names in files_of(tokens, split))
+        return PackedRows(rows, masks)
+
+    rows = rows_of("train")
+    return Loader(rows, specification["total_batch_tokens"] // rows.sequence_len, specification["seed"]), rows_of("validation")
 
 
 def files_of(tokens: Artefact, split: str) -> tuple[list[str], list[str]]:
@@ -150,7 +152,9 @@ def evaluate(
     return {"validation_loss": found["loss"], "validation_bpb": found["bpb"]}
 
 
-def publish(stage: Stage, model: GPT, tokenizer: Tokenizer, schedule: Schedule, loader: Loader, training: Training, ranks: Ranks):
+def publish(
+    stage: Stage, model: GPT, tokenizer: Tokenizer, schedule: Schedule, loader: Loader, training: Training, ranks: Ranks
+):
     files = save_model(stage.folder, model, tokenizer)
     write_json_lines(stage.folder / "metrics.jsonl", training.metrics)
     tokens = schedule.num_steps * loader.tokens_per_step
