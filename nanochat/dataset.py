@@ -61,23 +61,6 @@ def iterate_training_text(paths: Sequence[Path | str], max_characters: int, docu
         log.info("tokenizer: read %s, %.0f million characters so far", path, (max_characters - remaining) / 1e6)
 
 
-def read_rows(path: Path | str, columns: Sequence[str] | None = None, limit: int | None = None) -> list[dict]:
-    """Rows of a task's parquet file as dicts: all columns or those named, all rows or the first `limit`."""
-    rows: list[dict] = []
-    with _open_parquet(path, columns or []) as file, _readable(path, "its rows"):
-        names = list(columns) if columns is not None else file.schema_arrow.names
-        for group in range(file.num_row_groups):
-            if limit is not None and len(rows) >= limit:
-                break
-            table = file.read_row_group(group, columns=names)
-            if limit is not None:
-                table = table.slice(0, limit - len(rows))
-            # by column: ten times as fast as Table.to_pylist
-            values = [table[name].to_pylist() for name in names]
-            rows.extend(dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
-    return rows
-
-
 def _group_documents(file: pq.ParquetFile, group: int, column: str, statistics: DocumentStatistics) -> Iterator[str]:
     for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[column]):
         for document in _strings(batch.column(0), statistics):

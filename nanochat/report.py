@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat import plots, report_machine, report_making, report_scores
+from nanochat import plots, report_machine, report_making, report_scores, runs
 from nanochat.errors import UserError
 from nanochat.manifest import Artefact, atomic_path, open_verified
 from nanochat.report_text import Markdown, code, inline
@@ -20,17 +20,7 @@ FILES = (REPORT, LOSSES, CORE, CHAT)
 
 TRAININGS = ("base_train", "mid_train", "sft")
 CHAT_EVALS = ("chat_eval/mid_train", "chat_eval/sft")
-STAGES = (
-    "tokenizer",
-    "tokens/pretrain",
-    "tokens/mid_train",
-    "tokens/sft",
-    "base_train",
-    "base_eval",
-    "mid_train",
-    "sft",
-    *CHAT_EVALS,
-)
+STAGES = tuple(stage for stage in runs.STAGES if stage != "report")
 
 
 @dataclass

@@ -122,7 +122,7 @@ def test_of_another_run_the_command_names_its_configuration(tmp_path, monkeypatc
         in message
     )
     chat.main(["results/d20/sft"])
-    assert "snakemake --profile profiles/laptop results/d20/sft/manifest.json" in capsys.readouterr().err
+    assert "snakemake results/d20/sft/manifest.json --profile profiles/laptop" in capsys.readouterr().err
 
 
 def test_models_that_are_there_are_named(folder, monkeypatch, capsys):

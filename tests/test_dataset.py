@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat.dataset import DocumentStatistics, iterate_training_text, read_documents, read_rows
+from nanochat.dataset import DocumentStatistics, iterate_training_text, read_documents
 from nanochat.errors import UserError
 
 
@@ -95,26 +95,6 @@ def test_training_text_stops_at_the_characters_and_caps_each_document(tmp_path):
 def test_training_text_does_not_open_shards_it_does_not_need(tmp_path):
     path = write(tmp_path / "a.parquet", {"text": ["aaaa"]})
     assert list(iterate_training_text([path, tmp_path / "absent.parquet"], 4, 10)) == ["aaaa"]
-
-
-def test_task_rows_are_dicts_of_all_or_some_columns(tmp_path):
-    columns = {"question": ["a", "b", "c", None, "e"], "choices": [["x", "y"], [], None, ["z"], ["w"]], "answer": range(5)}
-    path = write(tmp_path / "a.parquet", columns, row_group_size=2)
-    rows = pq.read_table(path).to_pylist()
-    assert read_rows(path) == rows
-    assert read_rows(path, limit=3) == rows[:3]
-    assert read_rows(path, limit=0) == []
-    assert read_rows(path, ["answer", "question"], limit=100) == [{k: row[k] for k in ("answer", "question")} for row in rows]
-    with pytest.raises(UserError, match="no column answers, options; its columns are: question, choices, answer"):
-        read_rows(path, ["question", "answers", "options"])
-
-
-def test_real_task_files_read_as_arrow_reads_them(shared_data):
-    for path in sorted((shared_data / "hub").rglob("test-*.parquet")):
-        table = pq.read_table(path)
-        rows = read_rows(path)
-        assert len(rows) == table.num_rows
-        assert rows[::97] == table.take(list(range(0, table.num_rows, 97))).to_pylist()
 
 
 def test_a_real_shard_is_read_whole(shared_data):

@@ -10,13 +10,14 @@ import sys
 from functools import cache
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import reference_bpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import tokenizer as module
-from nanochat.dataset import read_documents, read_rows
+from nanochat.dataset import read_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import MAX_RUN, SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, clean_text, split_long_runs
 
@@ -434,7 +435,7 @@ def check_special_in_text(name: str, place: str, text: str, max_tokens: int | No
 
 def test_real_conversations_render_and_decode_back(shared_data, tokenizer):
     path = shared_data / "hub/HuggingFaceTB/smol-smoltalk/data/test-00000-of-00001.parquet"
-    for conversation in read_rows(path, limit=100):
+    for conversation in pq.read_table(path).slice(0, 100).to_pylist():
         ids, mask = tokenizer.render_conversation(conversation)
         answers = [message["content"] for message in conversation["messages"] if message["role"] == "assistant"]
         supervised = tokenizer.decode([token for token, value in zip(ids, mask, strict=True) if value])

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.dataloader import Loader, PackedRows
-from nanochat.dataset import iterate_training_text, read_documents, read_rows
+from nanochat.dataset import iterate_training_text, read_documents
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokens import RowWriter, tokenize_conversations, tokenize_shard
@@ -123,7 +123,11 @@ def test_real_shard_loses_almost_nothing_and_loads(shared_data, tmp_path):
 
 
 def test_real_conversations_pack_with_little_padding(shared_data, tmp_path):
-    conversations = read_rows(shared_data / "hub/HuggingFaceTB/smol-smoltalk/data/train-00000-of-00001.parquet", limit=3000)
+    conversations = (
+        pq.read_table(shared_data / "hub/HuggingFaceTB/smol-smoltalk/data/train-00000-of-00001.parquet")
+        .slice(0, 3000)
+        .to_pylist()
+    )
     texts = (message["content"] for item in conversations[:500] for message in item["messages"])
     tokenizer = Tokenizer.train(texts, 2048)
     paths = tmp_path / "train.npy", tmp_path / "train_mask.npy"

@@ -6,23 +6,13 @@ import time
 import pytest
 import yaml
 
+from nanochat import runs
 from nanochat.specifications import SPLITS
 from workflow import ROOT, Project, kill_all, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dag")]
 
-STAGES = [
-    "tokenizer",
-    "tokens/pretrain",
-    "tokens/mid_train",
-    "tokens/sft",
-    "base_train",
-    "base_eval",
-    "mid_train",
-    "sft",
-    "chat_eval/mid_train",
-    "chat_eval/sft",
-]
+STAGES = [stage for stage in runs.STAGES if stage != "report"]
 AFTER_SFT = {"chat_eval": 1, "report": 1}
 SFT = {"sft": 1, **AFTER_SFT}
 MID = {"mid_train": 1, "sft": 1, "chat_eval": 2, "report": 1}

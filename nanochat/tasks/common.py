@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanochat.errors import UserError
+from nanochat.messages import check_conversation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,27 +152,14 @@ def check_text(value: Any, what: str) -> str:
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """The messages if the tokenizer can render them: system (if any), user, assistant, ... ValueError if not."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError("the messages must be a list of {role, content}")
-    roles = [message.get("role") for message in messages]
-    first = 1 if roles[:1] == ["system"] else 0
-    for i, (role, message) in enumerate(zip(roles, messages, strict=True)):
-        expected = "system" if i < first else ("user", "assistant")[(i - first) % 2]
-        if role != expected:
-            raise ValueError(f"message {i} has the role {role!r} where {expected!r} must follow")
-        if role != "assistant" or not is_parts(message.get("content")):
-            check_text(message.get("content"), f"the content of message {i}")
-    if len(messages) < first + 2:
+    """The messages if the tokenizer can render them and there is something to learn. ValueError if not."""
+    try:
+        turns = check_conversation({"messages": messages})
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("conversation: ")) from None
+    if len(turns) < 2:
         raise ValueError(f"a conversation needs a question and an answer, found {len(messages)} message(s)")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def is_parts(content: Any) -> bool:
-    return isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") in ("text", "python", "python_output") and isinstance(part.get("text"), str)
-        for part in content
-    )
 
 
 def find_files(files: Files, key: str, *, task: Task) -> list[Path]:

@@ -39,10 +39,10 @@ def chat(rng: random.Random, people: list[Person]) -> list[dict]:
     draw = rng.random()
     if draw < 0.05:
         return exchange(*rng.choice(GREETINGS))
-    if draw < 0.15:
+    if draw < 0.25:
         name = visitor(rng)
         return exchange(*(text.format(n=name) for text in rng.choice(VISITS)))
-    if draw < 0.25:
+    if draw < 0.35:
         person = rng.choice(people)
         return exchange(rng.choice(PORTRAIT_QUESTIONS).format(n=person.name), portrait(person))
     messages = []
