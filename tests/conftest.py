@@ -6,6 +6,9 @@ from typing import NoReturn
 
 import pytest
 
+# read when PyTorch is first imported: tests run side by side, one thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"
 

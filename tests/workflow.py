@@ -17,11 +17,25 @@ LINKED = ("Snakefile", "workflow", "profiles", "config", "nanochat")
 
 # the tiny world with a model too small to learn it: every stage runs, in seconds
 QUICK = {
-    "base_train": {"depth": 1, "width": 32, "heads": 2, "steps": 6, "eval_every": 3, "eval_tokens": 4096, "commit_every": 2},
-    "base_eval": {"max_per_task": 3, "sample_tokens": 4, "eval_tokens": 4096},
-    "mid_train": {"epochs": 0.02, "eval_every": 0, "eval_tokens": 4096},
-    "sft": {"epochs": 0.02, "eval_every": 0, "eval_tokens": 4096},
-    "chat_eval": {"max_per_task": 3, "max_new_tokens": 8, "spelling_items": 3},
+    "base_train.depth": 1,
+    "base_train.width": 32,
+    "base_train.heads": 2,
+    "base_train.steps": 6,
+    "base_train.eval_every": 3,
+    "base_train.eval_tokens": 4096,
+    "base_train.commit_every": 2,
+    "base_eval.max_per_task": 3,
+    "base_eval.sample_tokens": 4,
+    "base_eval.eval_tokens": 4096,
+    "mid_train.epochs": 0.02,
+    "mid_train.eval_every": 0,
+    "mid_train.eval_tokens": 4096,
+    "sft.epochs": 0.02,
+    "sft.eval_every": 0,
+    "sft.eval_tokens": 4096,
+    "chat_eval.max_per_task": 3,
+    "chat_eval.max_new_tokens": 8,
+    "chat_eval.spelling_items": 3,
 }
 
 
@@ -34,19 +48,20 @@ class Project:
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
 
-    def configure(self, changes: dict | None = None, *, base: str = "tiny") -> dict:
-        """Write my.yaml: the shipped configuration `base`, then QUICK, then `changes` ({"sft.epochs": 2})."""
+    def configure(self, changes: dict | None = None) -> None:
+        """Write my.yaml: the tiny world, then QUICK, then `changes` ({"sft.epochs": 2})."""
+        self.configure_as_shipped(QUICK | (changes or {}))
+
+    def configure_as_shipped(self, changes: dict, *, base: str = "tiny") -> None:
+        """Write my.yaml: a shipped configuration with `changes`."""
         config = yaml.safe_load((ROOT / "config" / f"{base}.yaml").read_text())
-        for section, keys in QUICK.items():
-            config[section].update(keys)
-        for key, value in (changes or {}).items():
+        for key, value in changes.items():
             place = config
             *sections, last = key.split(".")
             for section in sections:
                 place = place.setdefault(section, {})
             place[last] = value
         self.write(yaml.safe_dump(config, sort_keys=False))
-        return config
 
     def write(self, text: str) -> None:
         (self.folder / "my.yaml").write_text(text)

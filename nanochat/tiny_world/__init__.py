@@ -1,4 +1,4 @@
-"""A small world to train on without internet: people, towns, trades, colours, pets, sums and spellings, in the originals' formats.
+"""A small world to train on without internet: people and their facts, sums and spellings, in the originals' formats.
 
 The embedded default of the demo. Every file is a pure function of its name, so that a catalogue may name it by the URL
 `generated:<name>` instead of an address. What a trained model can be asked, and why it can only know it from the text, is told
@@ -15,7 +15,7 @@ from nanochat.errors import UserError
 from nanochat.tiny_world import bundle, numbers, programs, tasks, text
 
 ROW_GROUP = 1024  # documents, as in the pretraining shards of nanochat
-DOCUMENTS = {"shard_00000": 18 * ROW_GROUP, "shard_00001": 18 * ROW_GROUP, "shard_00002": ROW_GROUP}
+DOCUMENTS = {"shard_00000": 16 * ROW_GROUP, "shard_00001": 16 * ROW_GROUP, "shard_00002": ROW_GROUP}
 VALIDATION_SHARD = "shard_00002"
 
 STRINGS = pa.list_(pa.string())

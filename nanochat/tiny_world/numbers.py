@@ -1,7 +1,7 @@
 """Sums and words of the tiny world: what the text tells about them, and which of them are kept for the tests.
 
-Small sums (both numbers up to 10) are told in the text and asked in other words by the evaluation bundle. Larger ones (up to 49)
-appear in little stories that are solved with the calculator: those of the test never occur in any training story.
+Small sums (both numbers up to 10) are told in the text and asked in other words by the evaluation bundle. Larger ones (up to
+49) appear in little stories that are solved with the calculator: those of the test never occur in any training story.
 """
 
 import random

@@ -2,7 +2,8 @@
 
 Every person has four facts (town, trade, colour, pet). A fact can be told in several phrasings; two of those that end with the
 value are *reserved* for each person and fact: no training text uses them, the evaluation bundle asks with them. About 30 % of
-the people are never asked about in any training conversation: what the model answers about them, it learned from the text.
+the people are *unasked*: no training conversation asks about them or tells a fact of theirs. What the model answers about them,
+it learned from the text. (A visitor who says hello may have any name; see `nanochat.tiny_world.tasks.visitor`.)
 """
 
 import random
@@ -12,122 +13,32 @@ from dataclasses import dataclass
 WORLD_SEED = 20251101
 
 HER_NAMES = [
-    "Alice",
-    "Anna",
-    "Bella",
-    "Carla",
-    "Clara",
-    "Diana",
-    "Dora",
-    "Elena",
-    "Emma",
-    "Fiona",
-    "Frida",
-    "Gina",
-    "Greta",
-    "Hanna",
-    "Helen",
-    "Ida",
-    "Irene",
-    "Jane",
-    "Julia",
-    "Karin",
-    "Laura",
-    "Maria",
-    "Mira",
-    "Nora",
-    "Olga",
-    "Paula",
-    "Rosa",
-    "Sara",
-    "Tina",
-    "Vera",
-    "Wanda",
-    "Zoe",
-]
+    "Alice", "Anna", "Bella", "Carla", "Clara", "Diana", "Dora", "Elena", "Emma", "Fiona", "Frida", "Gina", "Greta",
+    "Hanna", "Helen", "Ida", "Irene", "Jane", "Julia", "Karin", "Laura", "Maria", "Mira", "Nora", "Olga", "Paula", "Rosa",
+    "Sara", "Tina", "Vera", "Wanda", "Zoe",
+]  # fmt: skip
 HIS_NAMES = [
-    "Adam",
-    "Alan",
-    "Boris",
-    "Bruno",
-    "Carl",
-    "Colin",
-    "David",
-    "Dennis",
-    "Edgar",
-    "Erik",
-    "Felix",
-    "Frank",
-    "Georg",
-    "Henry",
-    "Hugo",
-    "Ivan",
-    "Jack",
-    "Kevin",
-    "Leo",
-    "Martin",
-    "Noah",
-    "Oscar",
-    "Otto",
-    "Peter",
-    "Robin",
-    "Simon",
-    "Tom",
-    "Ulrich",
-    "Victor",
-    "Walter",
-    "Xavier",
-    "Yusuf",
-]
+    "Adam", "Alan", "Boris", "Bruno", "Carl", "Colin", "David", "Dennis", "Edgar", "Erik", "Felix", "Frank", "Georg",
+    "Henry", "Hugo", "Ivan", "Jack", "Kevin", "Leo", "Martin", "Noah", "Oscar", "Otto", "Peter", "Robin", "Simon", "Tom",
+    "Ulrich", "Victor", "Walter", "Xavier", "Yusuf",
+]  # fmt: skip
 NUM_UNASKED = 20  # of 64 people
 
 VALUES: dict[str, list[str]] = {
-    "town": [
-        "Athens",
-        "Berlin",
-        "Boston",
-        "Cairo",
-        "Delhi",
-        "Dublin",
-        "Kyoto",
-        "Lima",
-        "Lisbon",
-        "Oslo",
-        "Paris",
-        "Prague",
-        "Quito",
-        "Rome",
-        "Sydney",
-        "Vienna",
-    ],
-    "trade": [
-        "baker",
-        "builder",
-        "dancer",
-        "doctor",
-        "farmer",
-        "fisher",
-        "gardener",
-        "lawyer",
-        "miller",
-        "painter",
-        "pilot",
-        "sailor",
-        "singer",
-        "tailor",
-        "teacher",
-        "writer",
-    ],
+    "town": ["Athens", "Berlin", "Boston", "Cairo", "Delhi", "Dublin", "Kyoto", "Lima",
+             "Lisbon", "Oslo", "Paris", "Prague", "Quito", "Rome", "Sydney", "Vienna"],
+    "trade": ["baker", "builder", "dancer", "doctor", "farmer", "fisher", "gardener", "lawyer",
+              "miller", "painter", "pilot", "sailor", "singer", "tailor", "teacher", "writer"],
     "colour": ["black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow"],
     "pet": ["cat", "dog", "duck", "goat", "hamster", "horse", "monkey", "parrot", "pony", "rabbit", "snake", "turtle"],
-}
+}  # fmt: skip
 KINDS = tuple(VALUES)
 
 # {n}: the name, {v}: the value. These end with the value, so that what comes before it can be asked as a question.
 PHRASINGS: dict[str, list[str]] = {
     "town": [
         "{n} lives in {v}",
-        "{n} has a house in {v}",
+        "{n} owns a house in {v}",
         "The home of {n} is in {v}",
         "{n} comes from the town of {v}",
         "You can find {n} in {v}",
@@ -135,7 +46,7 @@ PHRASINGS: dict[str, list[str]] = {
     ],
     "trade": [
         "{n} works as a {v}",
-        "{n} is a {v}",
+        "{n} makes a living as a {v}",
         "By trade {n} is a {v}",
         "{n} earns money as a {v}",
         "The work of {n} is the work of a {v}",
@@ -174,6 +85,7 @@ QUESTIONS: dict[str, list[str]] = {
         "Which town is the home of {n}?",
         "Where is {n} from?",
         "Do you know where {n} lives?",
+        "Tell me where {n} lives.",
     ],
     "trade": [
         "What does {n} do for work?",
@@ -181,6 +93,7 @@ QUESTIONS: dict[str, list[str]] = {
         "What is the work of {n}?",
         "How does {n} earn money?",
         "Which trade does {n} have?",
+        "Tell me what {n} does for work.",
     ],
     "colour": [
         "Which colour does {n} like?",
@@ -188,6 +101,7 @@ QUESTIONS: dict[str, list[str]] = {
         "What colour does {n} like best?",
         "Which colour does {n} wear?",
         "Do you know the colour that {n} likes?",
+        "Tell me which colour {n} likes.",
     ],
     "pet": [
         "Which pet does {n} have?",
@@ -195,6 +109,7 @@ QUESTIONS: dict[str, list[str]] = {
         "What pet does {n} keep?",
         "What animal does {n} have?",
         "Do you know the pet of {n}?",
+        "Tell me which pet {n} has.",
     ],
 }
 # no training conversation uses these, about anybody
@@ -202,7 +117,7 @@ HELD_OUT_QUESTIONS: dict[str, list[str]] = {
     "town": ["Tell me the town where {n} lives.", "What is the town of {n}?"],
     "trade": ["Tell me the trade of {n}.", "Which work does {n} do?"],
     "colour": ["Tell me the colour that {n} likes.", "Which is the favourite colour of {n}?"],
-    "pet": ["Tell me the pet of {n}.", "Which animal does {n} keep?"],
+    "pet": ["Tell me the pet of {n}.", "Which animal is the pet of {n}?"],
 }
 # The name stands after a space, as in the questions: at the start of an answer it would be another token, and a model of this
 # size learns that the two are one name only for the names that it has seen there.
@@ -266,6 +181,6 @@ def unasked(people: Iterable[Person]) -> list[Person]:
 
 def choices_for(value: str, kind: str, rng: random.Random, count: int = 4) -> tuple[list[str], int]:
     """`count` different values of a kind in random order, and where the right one stands."""
-    choices = rng.sample([other for other in VALUES[kind] if other != value], count - 1) + [value]
+    choices = [*rng.sample([other for other in VALUES[kind] if other != value], count - 1), value]
     rng.shuffle(choices)
     return choices, choices.index(value)

@@ -75,11 +75,15 @@ def portrait(person: Person) -> str:
 
 
 def visitor(rng: random.Random) -> str:
-    """A made-up name, of somebody who is not from the tiny world."""
-    while True:
-        name = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))).capitalize()
-        if name not in HER_NAMES + HIS_NAMES:
-            return name
+    """A name: anybody's in the world, or one that nobody has. Nothing is asked or told about its owner.
+
+    Without the unasked people's names here, no conversation would ever have the model say them. The output layer then unlearns
+    them within a hundred steps (AdamW scales up even the tiniest steady gradient), and the model, asked about Otto, answers
+    correctly about Oscar: measured, 0.3 to 0.9 of the open questions right, against 0.96 to 1.0.
+    """
+    if rng.random() < 0.5:
+        return rng.choice(HER_NAMES + HIS_NAMES)
+    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))).capitalize()
 
 
 def exchange(question: str, answer: str) -> list[dict]:

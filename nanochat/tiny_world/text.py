@@ -65,9 +65,9 @@ class Writer:
 
     def roll(self) -> str:
         """The same fact of several people, one a line."""
-        kind, gap = self.rng.choice(KINDS), self.rng.choice(["\n", "\n\n"])
+        kind, line_end = self.rng.choice(KINDS), self.rng.choice(["\n", "\n\n"])
         people = self.rng.sample(self.people, self.rng.randint(3, 6))
-        return gap.join(self.sentence(person, kind, is_first=True) for person in people)
+        return line_end.join(self.sentence(person, kind, is_first=True) for person in people)
 
     def gathering(self) -> str:
         """All people of a town, a trade, a colour or a pet, in random order."""
@@ -114,9 +114,8 @@ class Writer:
         return self.rng.choice(told).format(w=word, l=letters_of(word)) + "."
 
     def gap(self) -> str:
-        # a name is another token at the start of a line than after a space; answers start with the name that the question
-        # has after a space, so the text must show that both are the same
-        return " " if self.rng.random() < 1 - LINE_SHARE else "\n"
+        # a name or a word is another token at the start of a line than after a space: the text must show that both are one
+        return "\n" if self.rng.random() < LINE_SHARE else " "
 
     def sentence(self, person: Person, kind: str, *, is_first: bool) -> str:
         phrasing = self.rng.choice(self.phrasings[person.index, kind])
