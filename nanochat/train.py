@@ -33,7 +33,8 @@ from nanochat.stage import now, versions
 log = logging.getLogger("nanochat")
 
 SECONDS_BETWEEN_LINES = 5
-LOGIT_BYTES = {"cpu": 2**29, "cuda": 2**34}  # fp32 logits of one micro-batch; the backward pass holds about three such arrays
+# fp32 logits of one micro-batch, of which the backward pass holds about three: on CPUs few enough to stay near the caches
+LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**34}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-
-from workflow import Project
+from project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 

@@ -1,8 +1,7 @@
 """The same DAG on real data: config/small.yaml, shortened, with a catalogue of local files."""
 
 import pytest
-
-from workflow import Project
+from project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 

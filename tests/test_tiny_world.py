@@ -103,7 +103,8 @@ def test_an_unknown_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_catalogue_lists_every_file_with_its_number_of_rows(world: Path) -> None:
     catalogue = load_catalogue(REPOSITORY / "config" / "tiny_sources.yaml")
-    listed = {catalogue.get(key).url.removeprefix("generated:"): catalogue.get(key).rows for key in catalogue.keys()}
+    entries = map(catalogue.get, catalogue.keys())
+    listed = {entry.url.removeprefix("generated:"): entry.rows for entry in entries}
     assert listed.keys() == set(tiny_world.file_names())
     for name, count in listed.items():
         if count is not None:
@@ -199,21 +200,24 @@ def is_told(person, phrasing: str, text: str) -> bool:
 
 
 def test_nothing_false_is_told_about_anybody(training_text: str) -> None:
-    for person in make_people():
-        for kind in KINDS:
-            for phrasing in PHRASINGS[kind]:
-                before = phrasing.removesuffix("{v}").format(n=person.name)
-                told = set(re.findall(rf"(?:^|[.\n] ?){re.escape(before)}(\w+)", training_text)) & set(VALUES[kind])
-                assert told <= {person.facts[kind]}
+    people = {person.name: person for person in make_people()}
+    sentences = set(re.split(r"\.\s+", training_text))
+    for kind in KINDS:
+        for phrasing in PHRASINGS[kind] + TURNED_PHRASINGS[kind]:
+            pattern = re.compile(phrasing.replace("{n}", r"(?P<name>[A-Z]\w+)").replace("{v}", r"(?P<value>\w+)"))
+            told = [match for match in map(pattern.fullmatch, sentences) if match and match["name"] in people]
+            assert len({match["name"] for match in told}) > 40  # all but those for whom it is reserved
+            for match in told:
+                assert match["value"] == people[match["name"]].facts[kind], match[0]
 
 
 def test_every_word_is_spelled_in_the_text(world: Path, training_text: str) -> None:
     spelled = Counter(re.findall(r"\b(?:[a-z],)+[a-z]\b", training_text))
     for word in (world / "words.txt").read_text().split():
-        assert spelled[",".join(word)] >= 2, word
+        assert spelled[",".join(word)] >= 5, word
 
 
-# -- what is asked must be told, but never in the same words ---------------------------------------------------------------------
+# -- what is asked must be told, but never in the same words -------------------------------------------------------------------
 
 
 def test_the_bundle_has_all_three_types_with_their_chance(core: dict[str, CoreTask]) -> None:
@@ -235,11 +239,14 @@ def test_choices_have_one_right_answer_and_no_preferred_place(core: dict[str, Co
     assert max(places.values()) <= len(core[label].items) / 2
 
 
-def test_no_right_answer_of_the_bundle_stands_in_the_training_text(core: dict[str, CoreTask], training_text: str) -> None:
+def test_no_right_answer_of_the_bundle_stands_in_the_training_text(
+    world: Path, core: dict[str, CoreTask], training_text: str
+) -> None:
+    validation_text = "\n\n".join(documents(world, 2))
     for task in core.values():
-        for item in task.items:
-            context, continuation = item.options[item.gold]
-            assert f"{context} {continuation}" not in training_text
+        answers = [f"{context} {continuation}" for item in task.items for context, continuation in [item.options[item.gold]]]
+        assert not any(answer in training_text for answer in answers)
+        assert any(answer in validation_text for answer in answers)  # the search finds what is there
 
 
 def test_sums_of_the_bundle_are_right_and_told_in_other_words(core: dict[str, CoreTask], training_text: str) -> None:

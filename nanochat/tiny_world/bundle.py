@@ -94,7 +94,8 @@ def choice_items(kind: str, rng: random.Random) -> list[dict]:
 
 
 def schema_items(rng: random.Random) -> list[dict]:
-    people, rows = unasked(make_people()), []
+    people = unasked(make_people())
+    rows: list[dict] = []
     while len(rows) < NUM_ITEMS:
         kind = rng.choice(KINDS)
         right, wrong = rng.sample(people, 2)

@@ -115,7 +115,7 @@ QUESTIONS: dict[str, list[str]] = {
 # no training conversation uses these, about anybody
 HELD_OUT_QUESTIONS: dict[str, list[str]] = {
     "town": ["Tell me the town where {n} lives.", "What is the town of {n}?"],
-    "trade": ["Tell me the trade of {n}.", "Which work does {n} do?"],
+    "trade": ["Tell me the trade of {n}.", "What is {n} by trade?"],
     "colour": ["Tell me the colour that {n} likes.", "Which is the favourite colour of {n}?"],
     "pet": ["Tell me the pet of {n}.", "Which animal is the pet of {n}?"],
 }

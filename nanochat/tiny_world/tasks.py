@@ -39,10 +39,10 @@ def chat(rng: random.Random, people: list[Person]) -> list[dict]:
     draw = rng.random()
     if draw < 0.05:
         return exchange(*rng.choice(GREETINGS))
-    if draw < 0.25:
+    if draw < 0.3:
         name = visitor(rng)
         return exchange(*(text.format(n=name) for text in rng.choice(VISITS)))
-    if draw < 0.35:
+    if draw < 0.4:
         person = rng.choice(people)
         return exchange(rng.choice(PORTRAIT_QUESTIONS).format(n=person.name), portrait(person))
     messages = []
@@ -81,7 +81,7 @@ def visitor(rng: random.Random) -> str:
     them within a hundred steps (AdamW scales up even the tiniest steady gradient), and the model, asked about Otto, answers
     correctly about Oscar: measured, 0.3 to 0.9 of the open questions right, against 0.96 to 1.0.
     """
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         return rng.choice(HER_NAMES + HIS_NAMES)
     return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))).capitalize()
 

@@ -41,6 +41,7 @@ class Writer:
         self.rng = rng
         self.people = make_people()
         self.asked = asked(self.people)
+        self.deck: list[str] = []
         told = all_phrasings if is_validation else Person.told_phrasings
         self.phrasings = {(person.index, kind): told(person, kind) for person in self.people for kind in KINDS}
         self.reserved_sum: Callable[[int, int], str] = (lambda a, b: "") if is_validation else reserved_sum
@@ -104,8 +105,14 @@ class Writer:
 
     def spelling(self) -> str:
         """Two to five words, letter by letter."""
-        words = self.rng.sample(WORDS, self.rng.randint(2, 5))
-        return self.rng.choice([" ", "\n"]).join(self.spell(word) for word in words)
+        separator = self.rng.choice([" ", "\n"])
+        return separator.join(self.spell(self.next_word()) for _ in range(self.rng.randint(2, 5)))
+
+    def next_word(self) -> str:
+        # dealt like cards, not drawn: every word is told about equally often
+        if not self.deck:
+            self.deck = self.rng.sample(WORDS, len(WORDS))
+        return self.deck.pop()
 
     def spell(self, word: str) -> str:
         if self.rng.random() < 0.4:

@@ -126,10 +126,10 @@ def say_where_reports_are():
 
 
 def write_partial_reports():
-    """After a failure: report what there is, and what is missing. Runs that finished have their reports already."""
+    """After a failure: report what there is, and what is missing, of each run that was begun and lacks a stage."""
     for run in CONFIG.run_names:
         folder = Path("results", run)
-        if folder.exists() and not (folder / "report" / "manifest.json").exists():
+        if folder.exists() and not all(Path(word.partition("=")[2]).exists() for word in reported(run)):
             words = ["--partial", f"{folder}/report", "--logs", f"{folder}/logs", "--title", title_of(run)]
             words += ["--specification", CONFIG.specification(run, "report"), "--stages", *reported(run)]
             shell("python workflow/scripts/report.py {words:q}")

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from nanochat.manifest import MANIFEST
 from nanochat.report import write_report
 from nanochat.stage import Stage, run_program
 
@@ -32,6 +33,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.manifest:
         stage = Stage(args.manifest, specification=args.specification, inputs=stages)
+    else:
+        (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier report, which is about to be overwritten
     files = write_report(folder, stages=stages, specification=args.specification, title=args.title, logs=logs)
     if args.manifest:
         stage.publish(files, results={})
