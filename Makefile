@@ -21,7 +21,10 @@ demo: $(STAMP) ## train the tiny world on this machine's CPU, from text to chat,
 	$(BIN)/snakemake --profile profiles/laptop --configfile config/tiny.yaml --cores $(CORES)
 	@echo
 	@echo "Report: results/tiny/report/report.md"
-	$(BIN)/python -m nanochat.chat results/tiny/sft -p "Who are you?"
+	@echo "Where does Otto live?"
+	@$(BIN)/python -m nanochat.chat results/tiny/sft -p "Where does Otto live?" --temperature 0
+	@echo
+	@echo "Go on: $(BIN)/python -m nanochat.chat results/tiny/sft"
 
 test: $(STAMP_DEV) ## run every test
 	$(BIN)/python -m pytest -n $(CORES) --dist loadgroup
