@@ -7,7 +7,10 @@ import sys
 import pytest
 from project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+from nanochat.checkpoint import load_model
+from nanochat.core_eval import evaluate_core
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,9 @@ def core(project):
     return project.manifest("base_eval")["results"]
 
 
-def choices(project):
+def choices(tasks):
     """Accuracy of choices by likelihood with four options, over all such tasks of the bundle."""
-    tasks = [task for task in core(project)["tasks"].values() if task["type"] == "multiple_choice" and task["baseline"] == 0.25]
+    tasks = [task for task in tasks.values() if task["type"] == "multiple_choice" and task["baseline"] == 0.25]
     return sum(task["accuracy"] * task["num_items"] for task in tasks) / sum(task["num_items"] for task in tasks)
 
 
@@ -48,7 +51,13 @@ def test_open_questions_about_people_whom_no_training_conversation_asks_about(de
 
 
 def test_choices_by_likelihood(demo):
-    assert choices(demo) >= 0.70
+    assert choices(core(demo)["tasks"]) >= 0.70
+
+
+def test_choices_by_likelihood_after_sft(demo):
+    model, tokenizer = load_model(demo.folder / "results/tiny/sft")
+    results, _ = evaluate_core(model, tokenizer, demo.folder / "resources/tiny_world/eval_bundle.zip")
+    assert choices(results["tasks"]) >= 0.70
 
 
 def test_sums_and_spellings_are_clearly_above_zero(demo):
@@ -60,7 +69,7 @@ def test_without_learning_everything_falls_to_chance(untrained):
     scores = chat(untrained)
     assert scores["open_questions"] <= 0.10
     assert scores["gsm8k"] == 0 and scores["spelling_bee"] <= 0.05
-    assert 0.10 <= choices(untrained) <= 0.40
+    assert 0.10 <= choices(core(untrained)["tasks"]) <= 0.40
     assert core(untrained)["bits_per_byte"]["validation"] > 2.5
 
 

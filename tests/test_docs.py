@@ -31,12 +31,11 @@ def test_the_readme_shows_commands():
     assert len(commands()) >= 10
 
 
-@pytest.mark.xdist_group("dag")
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("snakemake ")])
 def test_every_snakemake_command_of_the_readme_plans(tmp_path, command):
     project = Project(tmp_path / "project")
     words = shlex.split(command)[1:]
-    if "--report" in words:  # needs a finished run: tests/test_workflow.py makes one
+    if "--report" in words:  # needs a finished run: tests/test_dag.py makes one
         words = words[: words.index("--report")]
     done = subprocess.run(
         [str(Path(sys.executable).with_name("snakemake")), *words, *([] if "--list-rules" in words else ["-n"])],

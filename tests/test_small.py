@@ -3,7 +3,7 @@
 import pytest
 from project import Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 SHORT = {
     "catalogue": "config/local_sources.yaml",

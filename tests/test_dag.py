@@ -13,7 +13,7 @@ from project import ROOT, Project, kill_all, wait_for
 from nanochat import runs
 from nanochat.specifications import SPLITS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dag")]
+pytestmark = pytest.mark.slow
 
 STAGES = [stage for stage in runs.STAGES if stage != "report"]
 AFTER_SFT = {"chat_eval": 1, "report": 1}
