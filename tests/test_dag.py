@@ -272,7 +272,7 @@ WRONG = [
     ("mid_train.mixture", [], "mid_train.mixture"),
     ("mid_train.mixture", [{"task": "gms8k"}], "mid_train.mixture"),
     ("mid_train.mixture", [{"task": "gsm8k", "split": "dev"}], "split"),
-    ("mid_train.mixture", [{"task": "custom"}], "custom"),
+    ("mid_train.mixture", [{"task": "custom"}], "needs either a file"),
     ("mid_train.mixture", [{"task": "custom", "file": "gone.jsonl"}], "gone.jsonl"),
     ("mid_train.mixture", [{"task": "gsm8k", "epochs": 1, "weight": 2}], "weight"),
     ("sft.mixture", [{"task": "custom", "source": "no_such_key"}], "no_such_key"),
