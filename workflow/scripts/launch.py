@@ -12,8 +12,8 @@ ON_CPUS = {
     # threads that wait by spinning keep the cores from whoever has work: with two busy programs on two cores, a step of the
     # tiny model took 7.7 s so, and 1.5 s with threads that sleep
     "OMP_WAIT_POLICY": "passive",
-    # keep freed memory instead of giving it back and having it zeroed again: a step at a vocabulary of 8,192 took 3.2 s so, and
-    # 8.0 s with the defaults of the C library
+    # keep freed memory instead of giving it back and having it zeroed again: beside another busy program, a step at a
+    # vocabulary of 8,192 took 3.2 s so, and 8.0 s with the defaults of the C library; idle it gains less (benchmarks/step.py)
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
