@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -98,10 +98,17 @@ class CatalogueFile:
 
         url = re.sub(r"\$\{(\w+)\}", lambda match: self._variable(match[1]), self.address)
         if urlsplit(url).scheme not in SCHEMES:
-            raise UserError(f"{self.catalogue}: {self.key} is at {url}; an address begins with {', '.join(SCHEMES)}")
+            shown = re.sub(r"(?<=//)[^/]*@|(?<=\?).*", "***", url)  # it may hold a password or a token
+            raise UserError(f"{self.catalogue}: {self.key} is at {shown}; an address begins with {', '.join(SCHEMES)}")
         if url.startswith("file:") and not url.startswith("file:/"):
             return (self.catalogue.parent.absolute() / url.removeprefix("file:")).as_uri()
         return url
+
+    @property
+    def source(self) -> Path | None:
+        """The file on this machine that it is copied from; None if it comes from elsewhere. UserError as `url`."""
+        parts = urlsplit(self.url) if self.address.startswith(("file:", "${")) else None
+        return Path(unquote(parts.path)) if parts and parts.scheme == "file" else None
 
     def _variable(self, name: str) -> str:
         value = os.environ.get(name)
@@ -138,6 +145,10 @@ class Catalogue:
         if name in self._families:
             return [f"{name}_{index:05d}" for index in range(self._families[name].count)]
         return [self.get(name).key]
+
+    def rows(self, name: str) -> int | None:
+        """Documents, questions or lines of a whole data set, if the catalogue says."""
+        return (self._files.get(name) or self._families[name]).rows
 
     def keys(self) -> list[str]:
         return [*self._files, *(key for name in self._families for key in self.parts(name))]

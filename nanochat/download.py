@@ -1,92 +1,112 @@
-"""Fetch one file: whole, checked, and published at once. The only module that reaches the network.
+"""Fetch one file: whole, checked, and published at once. With its parts download_*.py, the only code that reaches the network.
 
-Covered: transfers that break off, error pages in place of data, and files of another size or sha256 than the catalogue says;
-none of them ever stands under the file's name. Not covered yet: resuming by byte range and honouring Retry-After.
+    download.py           fetch(): from an address to a file that is right, or to a sentence that says why there is none
+    download_http.py      bytes from an address: ranges, retries, waits
+    download_ask.py       one question and the headers of its answer: redirects, proxies
+    download_part.py      the bytes of a file that is not whole yet; a later start goes on from them
+    download_checks.py    whether these bytes can be the file: size, sha256, error pages, marks of the format
+    download_lock.py      what was found the first time, where the catalogue does not know
+    download_limits.py    how long, how often, how much
+    download_progress.py  bytes, rate, time left
+
+Covered: transfers that break off or crawl, servers that answer something else, files that changed, disks that fill up, two
+processes that fetch the same file; docs/downloads.md has the table. Under the file's name is always a whole, checked file.
+Not covered: a first download without any digest whose bytes were altered on the way.
 """
 
+import errno
 import logging
 import shutil
-import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
-
+from nanochat.download_ask import redact, scrub
+from nanochat.download_checks import UNKNOWN, Expected, Found, check, require_space, worded_size
+from nanochat.download_http import transfer
+from nanochat.download_limits import CLOCK, LIMITS, Clock, Limits
+from nanochat.download_part import Part
 from nanochat.errors import UserError
-from nanochat.manifest import atomic_path, sha256
+from nanochat.manifest import atomic_path
 
 log = logging.getLogger("nanochat")
 
-CHUNK_BYTES = 1 << 20
-TIMEOUT_S = (10, 60)  # to connect, and between two pieces of the answer
-RETRIES = Retry(total=4, backoff_factor=1.0, status_forcelist=(408, 429, 500, 502, 503, 504), allowed_methods=("GET",))
-SECONDS_BETWEEN_LINES = 5
+REMEDIES = {
+    errno.ENOSPC: "make room and run the same command again: it goes on from what arrived",
+    errno.EDQUOT: "your quota is used up; make room and run the same command again: it goes on from what arrived",
+    errno.EROFS: "the folder is read-only; if it is shared, ask its owner to run the download, or use a folder of your own",
+    errno.EACCES: "you may not write there; if the folder is shared, ask its owner to run the download, or use one of your own",
+}
 
 
-def fetch(url: str, destination: Path, *, size: int | None = None, digest: str | None = None) -> None:
-    """Put the file at `url` (http, https, file) under `destination`. UserError if it cannot be had, or is another one."""
-    with atomic_path(destination) as temporary:
+def fetch(
+    url: str,
+    destination: Path,
+    expected: Expected = UNKNOWN,
+    *,
+    confirm: Callable[[Found], None] = lambda found: None,
+    limits: Limits = LIMITS,
+    clock: Clock = CLOCK,
+) -> Found:
+    """Put the file at `url` (http, https, file) under `destination`. UserError if it cannot be had, or is another one.
+
+    `confirm` is told size and sha256 after all checks and before the file is published; it refuses with a UserError.
+    """
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
         if url.startswith("file:"):
-            copy_local(url, temporary)
-        else:
-            fetch_http(url, temporary, size)
-        check(temporary, url, size=size, digest=digest)
+            return fetch_local(url, destination, expected, confirm)
+        return fetch_http(url, destination, expected, confirm, limits, clock)
+    except UserError as error:
+        raise UserError(scrub(str(error), url)) from None
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "run the same command again")
+        raise UserError(f"{destination}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
-def copy_local(url: str, temporary: Path) -> None:
+def fetch_local(url: str, destination: Path, expected: Expected, confirm: Callable[[Found], None]) -> Found:
+    """Copy: a link would change with its source, after it was checked."""
     source = Path(unquote(urlsplit(url).path))
     if not source.is_file():
         raise UserError(f"{url}: there is no such file")
-    shutil.copyfile(source, temporary)
+    require_space(destination.parent, source.stat().st_size)
+    with atomic_path(destination) as temporary:
+        shutil.copyfile(source, temporary)
+        found = check(temporary, url, expected, name=destination.name)
+        confirm(found)
+    return found
 
 
-def fetch_http(url: str, temporary: Path, size: int | None) -> None:
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=RETRIES))
-    try:
-        with session.get(url, stream=True, timeout=TIMEOUT_S) as response, open(temporary, "wb") as file:
-            if response.status_code != 200:
-                raise UserError(f"{url}: the server answered {response.status_code} {response.reason}")
-            expected = size or int(response.headers.get("Content-Length") or 0)
-            progress = Progress(url, expected)
-            for chunk in response.iter_content(CHUNK_BYTES):
-                file.write(chunk)
-                progress.add(len(chunk))
-    except requests.RequestException as error:
-        raise UserError(f"{url}: {error}; nothing was published, run the same command again") from None
+def fetch_http(
+    url: str, destination: Path, expected: Expected, confirm: Callable[[Found], None], limits: Limits, clock: Clock
+) -> Found:
+    began = clock.monotonic()
+    with Part(destination, address=url, digest=expected.sha256) as part:
+        already = part.size
+        found = fetch_whole(url, part, destination.name, expected, limits, clock)
+        try:
+            confirm(found)
+        except UserError:
+            part.begin_anew()  # or the next start would go on from bytes that were refused
+            raise
+        part.publish(destination)
+    resumed = f", {worded_size(already)} of it from an earlier start" if already else ""
+    log.info(
+        f"{destination.name}: {worded_size(found.size)} in {clock.monotonic() - began:,.0f} s{resumed}; sha256 {found.sha256}"
+    )
+    return found
 
 
-def check(path: Path, url: str, *, size: int | None, digest: str | None) -> None:
-    found = path.stat().st_size
-    start = path.read_bytes()[:80] if found < CHUNK_BYTES else b""
-    if size is not None and found != size:
-        raise UserError(f"{url}: has {found:,} bytes, and the catalogue says {size:,}; it starts with {start!r}")
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{url}: the answer is a web page, not the file; it starts with {start!r}")
-    if found == 0:
-        raise UserError(f"{url}: the file is empty")
-    if digest is not None and sha256(path) != digest:
-        raise UserError(f"{url}: sha256 is {sha256(path)}, and the catalogue says {digest}")
-
-
-class Progress:
-    """A line every few seconds: bytes, rate, time left."""
-
-    def __init__(self, url: str, expected: int):
-        self.name, self.expected = url.rsplit("/", 1)[-1], expected
-        self.done = 0
-        self.began = self.last = time.monotonic()
-
-    def add(self, num_bytes: int) -> None:
-        self.done += num_bytes
-        now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES:
-            return
-        self.last = now
-        rate = self.done / (now - self.began)
-        left = f", {(self.expected - self.done) / rate:,.0f} s left" if self.expected > self.done else ""
-        of = f" of {self.expected / 1e6:,.1f}" if self.expected else ""
-        log.info(f"{self.name}  {self.done / 1e6:,.1f}{of} MB  {rate / 1e6:,.1f} MB/s{left}")
+def fetch_whole(url: str, part: Part, name: str, expected: Expected, limits: Limits, clock: Clock) -> Found:
+    """Fill `part` with the checked file. If bytes of several answers do not fit together, everything is fetched once more."""
+    deadline = clock.monotonic() + limits.total_s
+    while True:
+        source = transfer(url, part, name=name, expected=expected, limits=limits, clock=clock, deadline=deadline)
+        try:
+            return check(part.path, redact(source.url), expected.or_else(source.linked), name=name)
+        except UserError as error:
+            pieced_together = part.is_pieced_together
+            part.begin_anew()
+            if not pieced_together:
+                raise
+            log.warning(scrub(f"{error}; it was put together from several answers, so it is fetched once more as a whole", url))

@@ -1,7 +1,10 @@
 # Downloads: the only rules that reach the network. They run where Snakemake itself runs, never in a cluster job.
 #
 # needs  the catalogue (config: `catalogue`)
-# makes  resources/{file} and resources/{file}.manifest.json, for every file of the catalogue that a configured run reads
+# makes  resources/{file} and resources/{file}.manifest.json, for every file of the catalogue that a configured run reads, and
+#        resources/{folder}.lock.jsonl: what files were at their first download whose sha256 the catalogue does not give
+#
+# resources/ may be a link to a read-only folder that a class shares: finished files there are used as they are.
 
 
 rule download:
@@ -24,11 +27,13 @@ rule download_file:
         "../envs/nanochat.yaml"
     resources:
         catalogue=str(CONFIG.catalogue.path),
+        lock=f"resources/{CONFIG.catalogue.folder}.lock.jsonl",
     params:
         specification=download_specification,
     shell:
         "python workflow/scripts/download.py"
         " --catalogue {resources.catalogue:q}"
+        " --lock {resources.lock:q}"
         " --specification {params.specification:q}"
         " --manifest {output.manifest:q}"
         " 2>&1 | tee {log:q}"
