@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from nanochat import train as module
+from nanochat.attempt import Attempt, follow_launcher
 from nanochat.checkpoint import Commits, weights
 from nanochat.dataloader import Loader, PackedRows
+from nanochat.determinism import use_deterministic_kernels
 from nanochat.distributed import join_ranks
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optimizer import build_optimizer
@@ -30,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", default="nanochat")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--length", type=int, default=SIZES["sequence_len"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--micro-batch", type=int, default=4)
@@ -41,12 +45,17 @@ def main() -> None:
     parser.add_argument("--nan-at", type=int, help="a NaN in the gradient of this step")
     parser.add_argument("--forget", action="store_true", help="negative control: commit without the optimizer's state")
     args = parser.parse_args()
-    with join_ranks("cpu") as ranks:
+    follow_launcher()
+    with join_ranks(args.device) as ranks:
+        if ranks.device.type == "cuda":
+            use_deterministic_kernels()
         run(args, ranks)
 
 
 def run(args, ranks) -> None:
-    model = GPT(GPTConfig.preset(args.preset, **SIZES)).init_weights(args.seed)
+    model = (
+        GPT(GPTConfig.preset(args.preset, **{**SIZES, "sequence_len": args.length})).init_weights(args.seed).to(ranks.device)
+    )
     model.compute_dtype = getattr(torch, args.dtype)
     loader = Loader(make_rows(args, ranks), batch_rows=8, seed=args.seed)
     optimizer = build_optimizer(model, matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.01, ranks=ranks)
@@ -58,13 +67,16 @@ def run(args, ranks) -> None:
         name="test",
         schedule=Schedule(num_steps=args.steps),
         grad_clip=1.0,
-        evaluate=lambda model: {"validation_loss": float(module.sum_of_losses(model, *loader.batch(0)))},
+        evaluate=lambda model: {"validation_loss": loss_of_first_batch(model, loader, ranks)},
         eval_every=args.eval_every,
         commits=Commits(args.folder / "resume", {"specification": {"seed": args.seed, "steps": args.steps}}),
         commit_every=args.commit_every,
-        numerics=Numerics("cpu", ranks.world_size, args.dtype, args.micro_batch),
+        numerics=Numerics(ranks.device.type, ranks.world_size, args.dtype, args.micro_batch),
         ranks=ranks,
+        attempt=Attempt.from_environment(),
     )
+    if training is None:
+        return
     digest = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights(model).values())).hexdigest()
     digests = ranks.gather_objects(digest)
     if ranks.is_main:
@@ -72,11 +84,15 @@ def run(args, ranks) -> None:
         print(json.dumps(shown))
 
 
+def loss_of_first_batch(model, loader, ranks) -> float:
+    return float(module.sum_of_losses(model, *(part.to(ranks.device) for part in loader.batch(0))).detach())
+
+
 def make_rows(args, ranks) -> PackedRows:
     """Rows that can be learned: each counts upwards in steps of its own."""
     if ranks.is_main:
         start, stride = np.arange(40)[:, None], 1 + np.arange(40)[:, None] % 5
-        rows = ((start + stride * np.arange(SIZES["sequence_len"] + 1)) % SIZES["vocab_size"]).astype(np.uint16)
+        rows = ((start + stride * np.arange(args.length + 1)) % SIZES["vocab_size"]).astype(np.uint16)
         args.folder.mkdir(parents=True, exist_ok=True)
         np.save(args.folder / "rows.npy", rows)
         np.save(args.folder / "mask.npy", (np.arange(rows.shape[1]) < 2 + np.arange(40)[:, None] % 13).astype(np.uint8))
