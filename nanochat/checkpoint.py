@@ -9,6 +9,7 @@ inputs) and is refused by any other.
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Commits:
 
     def write(self, commit: Commit) -> None:
         final = self.folder / f"step_{commit.step:08d}"
-        temporary = self.folder / f".{final.name}.tmp-{os.getpid()}"
+        temporary = self.folder / f".{final.name}.tmp-{platform.node()}-{os.getpid()}"
         temporary.mkdir()
         save_file(commit.optimizer, temporary / "optimizer.safetensors")
         save_file(commit.weights, temporary / "model.safetensors")
@@ -110,23 +111,22 @@ class Commits:
             shutil.rmtree(left, ignore_errors=True)
         for folder in reversed(self.steps()):
             try:
-                commit = self.read(folder)
+                return self.read(folder)
             except CommitMismatch:
                 raise
             except UserError as error:
                 log.warning(f"{error}\n{folder}: not used; going back to the commit before it")
-                continue
-            if commit is not None:
-                return commit
         return None
 
     def read(self, folder: Path) -> Commit | None:
+        """One commit; None if it was the last of a finished training of another specification, which is over and makes room."""
         artefact = open_verified(folder / MANIFEST)
         state = artefact.json("state.json")
         differing = list(differences(artefact.specification, self.identity))
         if differing and state.get("finished"):
-            log.info(f"{folder}: belongs to a finished training of another specification; it makes room for this one")
-            self.remove(folder)
+            log.info(f"{folder}: belongs to a finished training of another specification; its commits make room for this one")
+            for old in self.steps():  # the ones before it too: each was a step towards what is finished
+                self.remove(old)
             return None
         if differing:
             raise CommitMismatch(
@@ -141,6 +141,17 @@ class Commits:
             metrics=read_json_lines(artefact.path("metrics.jsonl")),
             state=state,
         )
+
+    def numerics(self) -> dict[str, Any] | None:
+        """What the training chose when it began: dtype, micro-batch and the like. None without a commit of this training."""
+        for folder in reversed(self.steps()):
+            try:
+                artefact = open_verified(folder / MANIFEST)
+                if artefact.specification == self.identity:
+                    return artefact.json("state.json")["numerics"]
+            except UserError:
+                continue  # damaged: `latest` tells of it
+        return None
 
     def steps(self) -> list[Path]:
         return sorted(self.folder.glob("step_????????"))

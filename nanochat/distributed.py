@@ -32,6 +32,10 @@ class Ranks:
         is_cuda = self.device.type == "cuda"
         return {"device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu", "num_devices": self.world_size}
 
+    def memory_bytes(self) -> int | None:
+        """Memory of this rank's GPU; None on a CPU."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks."""
         if self.world_size > 1:
@@ -89,6 +93,11 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device cuda was asked for, and PyTorch sees no GPU here; ask for cpu, or check the driver")
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"there is no GPU for rank {local_rank}: PyTorch sees {torch.cuda.device_count()} here. "
+                "The resource ranks must be the number of GPUs that the job asks for"
+            )
         return torch.device("cuda", local_rank)
     return torch.device(device)
 

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nanochat import offline
+from nanochat.attempt import Attempt, follow_launcher
 from nanochat.errors import UserError
 from nanochat.manifest import identity, open_verified, publish, republish
 
@@ -82,12 +84,15 @@ def verified_files(manifests: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program: log to stderr, say an error in words rather than in a traceback, exit 1 on one."""
+    """Run a program: log to stderr, say an error in words rather than in a traceback, exit 1 on one. Ends with its launcher."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
+    offline.name_callers()
+    follow_launcher()
     try:
         main()
     except UserError as error:
+        Attempt.from_environment().failed(str(error))
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

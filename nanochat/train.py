@@ -11,7 +11,7 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,20 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.adamw import gradient_of
+from nanochat.attempt import LOST, Attempt
 from nanochat.checkpoint import Commit, Commits, load_weights, weights
 from nanochat.dataloader import Loader
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.memory import largest_micro_batch, peak_bytes
 from nanochat.optimizer import Optimizer
-from nanochat.schedule import divisor_at_most, learning_rate_scale
+from nanochat.schedule import divisor_at_most, flops_per_token, learning_rate_scale
 from nanochat.stage import now, versions
 
 log = logging.getLogger("nanochat")
 
 SECONDS_BETWEEN_LINES = 5
-# fp32 logits of one micro-batch, of which the backward pass holds about three: on CPUs few enough to stay near the caches
-LOGIT_BYTES = {"cpu": 2**26, "cuda": 2**34}
+# fp32 logits of one micro-batch, of which the backward pass holds about three: few enough to stay near a CPU's caches
+LOGIT_BYTES_ON_CPU = 2**26
 
 
 @dataclass(frozen=True)
@@ -120,19 +122,27 @@ def train(
     commit_every: int,
     numerics: Numerics,
     ranks: Ranks,
-) -> Training:
-    """Train to the end of the schedule, from the newest commit if there is one.
+    attempt: Attempt | None = None,
+) -> Training | None:
+    """Train to the end of the schedule, from the newest commit if there is one. None if stopped before, at a commit.
 
     `evaluate(model)` returns what is logged of the validation rows. A commit is made before every evaluation and every
-    `commit_every` steps, so that whatever happens there costs no more than the steps since.
+    `commit_every` steps, so that whatever happens there costs no more than the steps since; and when `attempt` asks for a
+    stop, after the step that is under way.
     """
+    attempt = attempt or Attempt()
     progress = Progress(name, schedule.num_steps, loader.tokens_per_step)
     start, metrics, history = restore(commits, model, optimizer, numerics, ranks)
+    flops = flops_per_token(model.config.as_dict())
+    if ranks.is_main:
+        attempt.report(state="running", step=start, num_steps=schedule.num_steps, unit="steps", **ranks.record())
     segments, is_exact, train_seconds = history["segments"], history["is_exact"], history["train_seconds"]
     segment = {"started": now().isoformat(), "host": platform.node(), "from_step": start}
 
     def commit(step: int) -> None:
         if ranks.is_main:
+            attempt.ensure_held()
+            began = time.perf_counter()
             here = {**segment, "finished": now().isoformat(), "to_step": step}
             state = {
                 "segments": [*segments, here],
@@ -143,6 +153,8 @@ def train(
             }
             on_cpu = {key: tensor.cpu() for key, tensor in optimizer.state().items()}
             commits.write(Commit(step, weights(model), on_cpu, metrics, state))
+            took = round(time.perf_counter() - began, 3)
+            attempt.report(committed=step, commit_seconds=max(took, attempt.status.get("commit_seconds", 0.0)))
         ranks.wait()
 
     for step in range(start, schedule.num_steps + 1):
@@ -151,20 +163,42 @@ def train(
         if (is_evaluated or (commit_every > 0 and step % commit_every == 0)) and step > start:
             commit(step)
         if is_evaluated:
+            if ranks.is_main:
+                attempt.report(state="evaluating", step=step)
             found = evaluate(model)
             metrics.append({"step": step, **found})
+            if ranks.is_main:
+                attempt.report(state="running", **found)
             progress.say(step, "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
         if is_last:
             break
         began = time.perf_counter()
         lr_scale = schedule.scale(step)
-        loss, grad_norm = update(
-            model, optimizer, loader, step=step, lr_scale=lr_scale, grad_clip=grad_clip, numerics=numerics, ranks=ranks
+        reason = attempt.stop_requested() if ranks.is_main else None
+        if reason == LOST:
+            attempt.ensure_held()
+        loss, grad_norm, should_stop = update(
+            model,
+            optimizer,
+            loader,
+            step=step,
+            lr_scale=lr_scale,
+            grad_clip=grad_clip,
+            numerics=numerics,
+            ranks=ranks,
+            should_stop=reason is not None,
         )
         train_seconds += time.perf_counter() - began
         tokens = (step + 1) * loader.tokens_per_step
         metrics.append({"step": step, "loss": loss, "lr_scale": lr_scale, "grad_norm": grad_norm, "tokens": tokens})
         progress.step(step, loss)
+        if ranks.is_main:
+            attempt.report(step=step + 1, loss=loss, **progress.speeds(step + 1, flops))
+        if should_stop and step + 1 < schedule.num_steps:
+            commit(step + 1)
+            if ranks.is_main:
+                attempt.stopped(step + 1, schedule.num_steps)
+            return None
     segments = [*segments, {**segment, "finished": now().isoformat(), "to_step": schedule.num_steps}]
     speed = schedule.num_steps * loader.tokens_per_step / train_seconds if train_seconds else 0.0
     return Training(metrics, segments, train_seconds, speed, numerics, is_exact)
@@ -180,22 +214,30 @@ def update(
     grad_clip: float,
     numerics: Numerics,
     ranks: Ranks,
-) -> tuple[float, float]:
-    """One step: gradients of the whole batch, clipped, applied. Returns the loss (nats a token) and the gradient's norm.
+    should_stop: bool = False,
+) -> tuple[float, float, bool]:
+    """One step: gradients of the whole batch, clipped, applied.
+
+    Returns the loss (nats a token), the gradient's norm, and whether any rank said `should_stop`: that travels beside the
+    loss, so that all ranks know after the same step, without an exchange of its own.
 
     The loss is the sum over the step's supervised tokens divided by their number, on all ranks and micro-batches together. A
     mean of micro-batch means would weigh the tokens of short answers more than those of long ones.
     """
     x, y = loader.batch(step, ranks.rank, ranks.world_size)
     num_supervised = max(1, loader.supervised_tokens(step))
-    loss = torch.zeros((), device=ranks.device)
-    for inputs, targets in zip(x.split(numerics.micro_batch), y.split(numerics.micro_batch), strict=True):
-        inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
-        part = sum_of_losses(model, inputs, targets) / num_supervised
-        part.backward()
-        loss += part.detach()
+    loss_and_stop = torch.tensor([0.0, float(should_stop)], device=ranks.device)
+    try:
+        for inputs, targets in zip(x.split(numerics.micro_batch), y.split(numerics.micro_batch), strict=True):
+            inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
+            part = sum_of_losses(model, inputs, targets) / num_supervised
+            part.backward()
+            loss_and_stop[0] += part.detach()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, numerics.micro_batch) from None
     parameters = list(model.parameters())
-    ranks.sum_([loss, *map(gradient_of, parameters)])
+    ranks.sum_([loss_and_stop, *map(gradient_of, parameters)])
+    loss, stops = loss_and_stop[0], loss_and_stop[1]
     grad_norm = clip_gradients(parameters, grad_clip)
     if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
         raise UserError(
@@ -206,7 +248,17 @@ def update(
     optimizer.step(step=step, lr_scale=lr_scale)
     for parameter in parameters:
         parameter.grad = None
-    return loss.item(), grad_norm
+    return loss.item(), grad_norm, stops.item() > 0
+
+
+def out_of_memory(error: torch.OutOfMemoryError, micro_batch: int) -> UserError:
+    """In words: how many rows did not fit, and how many to try."""
+    smaller = divisor_at_most(micro_batch, micro_batch // 2) if micro_batch > 1 else 0
+    remedy = f"Set micro_batch: {smaller}" if smaller else "Not even one row fits: a smaller model, or a GPU with more memory"
+    return UserError(
+        f"the GPU's memory does not hold a forward and backward pass of micro_batch {micro_batch} rows. {remedy}. "
+        f"The commits are good, and the training goes on from the newest.\n  PyTorch says: {str(error).splitlines()[0]}"
+    )
 
 
 def sum_of_losses(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -223,16 +275,34 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> float:
     return norm.item()
 
 
-def choose_micro_batch(requested: int, *, rows: int, logit_bytes_per_row: int, device_type: str) -> int:
-    """Rows in one forward pass: what was asked for, or (0) as many as keep the logits within a fixed share of memory.
+def choose_micro_batch(
+    requested: int,
+    *,
+    rows: int,
+    model: Mapping[str, Any],
+    dtype: str,
+    memory_bytes: int | None = None,
+    world_size: int = 1,
+) -> int:
+    """Rows in one forward pass: what was asked for, or (0) what fits the GPU's memory; on a CPU, what stays near its caches.
 
     Never more than the step's rows on this rank, and always a divisor of them, so that all micro-batches are alike.
+    `model` are the fields of GPTConfig, `memory_bytes` those of the GPU (None: a CPU).
     """
     if requested:
         if rows % requested:
             raise UserError(f"micro_batch {requested} does not divide the {rows} rows that each rank has in a step")
         return requested
-    return divisor_at_most(rows, LOGIT_BYTES[device_type] / logit_bytes_per_row)
+    if memory_bytes is None:
+        return divisor_at_most(rows, LOGIT_BYTES_ON_CPU / (4 * model["sequence_len"] * model["vocab_size"]))
+    found = largest_micro_batch(model, rows=rows, memory_bytes=memory_bytes, dtype=dtype)
+    if not found:
+        need = peak_bytes(model, micro_batch=1, world_size=world_size, dtype=dtype)
+        raise UserError(
+            f"the model does not fit this GPU: with one row in a forward pass it needs about {need / 1e9:.1f} GB, and the GPU "
+            f"has {memory_bytes / 1e9:.1f} GB. Take a smaller depth, or a GPU with more memory"
+        )
+    return found
 
 
 def restore(
@@ -272,6 +342,12 @@ class Progress:
         if now_ - self.last_line >= SECONDS_BETWEEN_LINES or step + 1 == self.num_steps:
             left = timedelta(seconds=round(self.smooth * (self.num_steps - step - 1)))
             self.say(step + 1, f"loss {loss:.4f}  {self.tokens_per_step / self.smooth:,.0f} tokens/s  {left} left")
+
+    def speeds(self, step: int, flops_per_token: int) -> dict[str, float]:
+        """What status.json tells of the speed."""
+        speed = self.tokens_per_step / self.smooth
+        left = self.smooth * (self.num_steps - step)
+        return {"tokens_per_second": speed, "flops_per_second": speed * flops_per_token, "seconds_left": left}
 
     def say(self, step: int, text: str) -> None:
         log.info(f"{self.name}  step {step:,}/{self.num_steps:,} ({step / self.num_steps:.0%})  {text}")

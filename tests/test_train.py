@@ -4,23 +4,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat import train as module
+from nanochat.attempt import ask_to_stop
+from nanochat.checkpoint import Commits
+from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.train import choose_micro_batch, clip_gradients, sum_of_losses
+from nanochat.memory import largest_micro_batch
+from nanochat.train import Numerics, choose_micro_batch, clip_gradients, sum_of_losses
 
 PROGRAM = str(Path(__file__).with_name("training.py"))
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
 
 
-def start(folder, *options, ranks=1):
+def start(folder, *options, ranks=1, variables=None):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, PROGRAM, str(folder), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=180)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | (variables or {}), timeout=180)
 
 
 def finish(folder, *options, ranks=1):
@@ -99,8 +105,10 @@ def test_commits_of_another_training_are_refused_with_what_differs(tmp_path):
 
 
 def test_a_finished_training_makes_room_for_one_of_another_specification(tmp_path):
-    finish(tmp_path, "--steps", 2)
-    assert len(losses(finish(tmp_path, "--steps", 3))) == 3
+    finish(tmp_path, "--steps", 12)
+    assert len(list((tmp_path / "resume").glob("step_*"))) == 2  # the last, which says finished, and the one before it
+    anew = finish(tmp_path, "--steps", 7)
+    assert len(losses(anew)) == 7 and anew["is_exact"]
 
 
 def test_a_nan_stops_before_the_update_and_the_commits_stay_good(undisturbed, tmp_path):
@@ -147,8 +155,70 @@ def test_gradients_are_clipped_by_their_common_norm():
 
 
 def test_micro_batch_divides_the_rows_of_a_rank():
-    assert choose_micro_batch(0, rows=12, logit_bytes_per_row=2**24, device_type="cpu") == 4
-    assert choose_micro_batch(0, rows=12, logit_bytes_per_row=2**40, device_type="cpu") == 1
-    assert choose_micro_batch(6, rows=12, logit_bytes_per_row=1, device_type="cpu") == 6
+    def choose(requested, **changes):
+        model = {"sequence_len": 2**10, "vocab_size": 2**12}  # 16 MB of logits a row
+        return choose_micro_batch(requested, rows=12, model=model | changes, dtype="float32")
+
+    assert choose(0) == 4
+    assert choose(0, vocab_size=2**28) == 1
+    assert choose(6) == 6
     with pytest.raises(UserError, match="does not divide"):
-        choose_micro_batch(5, rows=12, logit_bytes_per_row=1, device_type="cpu")
+        choose(5)
+
+
+def test_micro_batch_on_a_gpu_is_the_largest_that_fits_its_memory():
+    def choose(gigabytes):
+        return choose_micro_batch(
+            0, rows=32, model=GPTConfig().as_dict(), dtype="bfloat16", memory_bytes=gigabytes * 10**9, world_size=8
+        )
+
+    assert choose(85) == largest_micro_batch(GPTConfig().as_dict(), rows=32, memory_bytes=85 * 10**9) > choose(40) >= 1
+    with pytest.raises(UserError, match=r"the model does not fit this GPU: with one row .* needs about \d+\.\d GB"):
+        choose(8)
+
+
+def test_out_of_memory_names_the_next_smaller_micro_batch(monkeypatch, tmp_path):
+    """A stand-in for the allocator: the error that PyTorch raises on a GPU."""
+
+    def sum_of_losses(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+
+    monkeypatch.setattr(module, "sum_of_losses", sum_of_losses)
+    x = torch.zeros(12, 4, dtype=torch.long)
+    loader = SimpleNamespace(batch=lambda *_: (x, x), supervised_tokens=lambda _: 48)
+    numerics = Numerics("cpu", 1, "float32", 6)
+    with pytest.raises(UserError, match=r"micro_batch 6 rows\. Set micro_batch: 3") as caught:
+        module.update(None, None, loader, step=0, lr_scale=1, grad_clip=1, numerics=numerics, ranks=Ranks())
+    assert "more" not in str(caught.value).splitlines()[-1].split("PyTorch says")[1]
+
+
+def test_a_training_asked_to_stop_commits_and_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    """Stopped after one step, again and again, by a request that is there from the start."""
+    state = tmp_path / "resume"
+    (state / "claims").mkdir(parents=True)
+    (state / "claims" / "00000001.json").write_text("{}")
+    variables = {"NANOCHAT_STATE": str(state), "NANOCHAT_CLAIM": "1"}
+    ask_to_stop(state, 1, reason="deadline", text="test")
+    for step in (1, 2):
+        assert start(tmp_path, variables=variables).stdout == ""
+        assert json.loads((state / "status.json").read_text())["state"] == "stopped"
+        assert sorted(path.name for path in state.glob("step_*"))[-1] == f"step_{step:08d}"
+    resumed = finish(tmp_path)
+    assert (resumed["weights"], resumed["metrics"]) == (undisturbed["weights"], undisturbed["metrics"])
+
+
+def test_a_training_whose_stage_was_taken_over_commits_nothing(tmp_path):
+    state = tmp_path / "resume"
+    (state / "claims").mkdir(parents=True)
+    (state / "claims" / "00000002.json").write_text("{}")
+    lost = start(tmp_path, variables={"NANOCHAT_STATE": str(state), "NANOCHAT_CLAIM": "1"})
+    assert lost.returncode != 0 and "somebody else has taken this stage over" in lost.stderr
+    assert not list(state.glob("step_*")) and not (state / "status.json").exists()
+
+
+def test_what_was_chosen_at_the_start_is_found_in_the_newest_commit(tmp_path):
+    assert start(tmp_path, "--micro-batch", 2, "--die-at", 7).returncode == -9
+    identity = {"specification": {"seed": 5, "steps": 12}}
+    assert Commits(tmp_path / "resume", identity).numerics()["micro_batch"] == 2
+    assert Commits(tmp_path / "resume", {"specification": {}}).numerics() is None
+    assert Commits(tmp_path / "empty", identity).numerics() is None

@@ -1,21 +1,24 @@
 """Train a model: a fresh one (base_train), or one that another stage made (mid_train, sft). Resumes where it was."""
 
+from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanochat.checkpoint import Commits, load_model, save_model
-from nanochat.dataloader import Loader, PackedRows, validation_batches
-from nanochat.distributed import Ranks, choose_dtype, join_ranks
+from nanochat.attempt import Attempt
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.loss_eval import evaluate_bpb
 from nanochat.manifest import Artefact, open_verified, write_json_lines
-from nanochat.optimizer import build_optimizer
 from nanochat.schedule import flops_per_token, num_training_steps
 from nanochat.stage import Stage, log, run_program, stage_parser
-from nanochat.tokenizer import Tokenizer
-from nanochat.train import Numerics, Schedule, Training, choose_micro_batch, train
+
+if TYPE_CHECKING:
+    from nanochat.dataloader import Loader, PackedRows
+    from nanochat.distributed import Ranks
+    from nanochat.gpt import GPT
+    from nanochat.tokenizer import Tokenizer
+    from nanochat.train import Numerics, Schedule, Training
 
 
 def main() -> None:
@@ -31,75 +34,93 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
-    with join_ranks(args.device) as ranks:
-        inputs = {"tokens": args.tokens, "tokenizer": args.tokenizer}
-        if args.start_from:
-            inputs["start_from"] = args.start_from
-        stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
-        if ranks.from_main(ranks.is_main and stage.is_done()):
-            return
-        run(args, stage, ranks)
+    inputs = {"tokens": args.tokens, "tokenizer": args.tokenizer}
+    if args.start_from:
+        inputs["start_from"] = args.start_from
+    stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
+    # before PyTorch is imported, which takes seconds, and this does not; so every rank looks for itself
+    if stage.is_done():
+        Attempt.from_environment().finished()
+    else:
+        run(args, stage)
 
 
-def run(args, stage: Stage, ranks: Ranks) -> None:
+def run(args, stage: Stage) -> None:
+    from nanochat.checkpoint import Commits
+    from nanochat.determinism import use_deterministic_kernels
+    from nanochat.distributed import choose_dtype, join_ranks
+    from nanochat.optimizer import build_optimizer
+    from nanochat.tokenizer import Tokenizer
+    from nanochat.train import Schedule, train
+
     specification = args.specification
-    tokenizer = Tokenizer.load(open_verified(args.tokenizer).path("tokenizer.json"))
-    model = build_model(args, ranks)
-    model.compute_dtype = choose_dtype(specification["dtype"], ranks.device)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
-
-    tokens = open_verified(args.tokens)
-    loader, validation = open_rows(tokens, specification, ranks)
-    schedule = Schedule(
-        num_steps=count_steps(specification, model, loader),
-        lr_scale=specification.get("lr_scale", 1.0),
-        warmup_ratio=specification["warmup_ratio"],
-        warmdown_ratio=specification["warmdown_ratio"],
-        final_lr_ratio=specification["final_lr_ratio"],
-    )
-    optimizer = build_optimizer(
-        model,
-        matrix_lr=specification["matrix_lr"],
-        embedding_lr=specification["embedding_lr"],
-        unembedding_lr=specification["unembedding_lr"],
-        weight_decay=specification["weight_decay"],
-        ranks=ranks,
-    )
-    commits = Commits(args.resume, {"specification": stage.specification, "inputs": stage.input_identities()})
-    numerics = choose_numerics(args, model, loader, ranks)
-    log.info(
-        f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
-        f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
-        f"{numerics.micro_batch} rows a forward pass"
-    )
-    training = train(
-        model,
-        optimizer,
-        loader,
-        name=stage.folder.name,
-        schedule=schedule,
-        grad_clip=specification["grad_clip"],
-        evaluate=partial(
-            evaluate,
-            validation=validation,
-            max_rows=specification["eval_tokens"] // loader.sequence_len,
-            micro_batch=numerics.micro_batch,
-            tokenizer=tokenizer,
+    with join_ranks(args.device) as ranks:
+        if ranks.device.type == "cuda":
+            use_deterministic_kernels()  # on CPUs the fast kernels are
+        tokenizer = Tokenizer.load(open_verified(args.tokenizer).path("tokenizer.json"))
+        model = build_model(args, ranks)
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
+        loader, validation = open_rows(open_verified(args.tokens), specification, ranks)
+        schedule = Schedule(
+            num_steps=count_steps(specification, model, loader),
+            lr_scale=specification.get("lr_scale", 1.0),
+            warmup_ratio=specification["warmup_ratio"],
+            warmdown_ratio=specification["warmdown_ratio"],
+            final_lr_ratio=specification["final_lr_ratio"],
+        )
+        commits = Commits(args.resume, {"specification": stage.specification, "inputs": stage.input_identities()})
+        # what the specification leaves open is chosen when the training begins, and kept wherever it goes on
+        kept = commits.numerics() or {}
+        model.compute_dtype = choose_dtype(kept.get("dtype", specification["dtype"]), ranks.device)
+        numerics = choose_numerics(args, model, loader, kept, ranks)
+        optimizer = build_optimizer(
+            model,
+            matrix_lr=specification["matrix_lr"],
+            embedding_lr=specification["embedding_lr"],
+            unembedding_lr=specification["unembedding_lr"],
+            weight_decay=specification["weight_decay"],
             ranks=ranks,
-        ),
-        eval_every=specification["eval_every"],
-        commits=commits,
-        commit_every=args.commit_every,
-        numerics=numerics,
-        ranks=ranks,
-    )
-    if ranks.is_main:
-        publish(stage, model, tokenizer, schedule, loader, training, ranks)
-    ranks.wait()
+        )
+        log.info(
+            f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
+            f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
+            f"{numerics.micro_batch} rows a forward pass"
+        )
+        attempt = Attempt.from_environment()
+        training = train(
+            model,
+            optimizer,
+            loader,
+            name=stage.folder.name,
+            schedule=schedule,
+            grad_clip=specification["grad_clip"],
+            evaluate=partial(
+                evaluate,
+                validation=validation,
+                max_rows=specification["eval_tokens"] // loader.sequence_len,
+                micro_batch=numerics.micro_batch,
+                tokenizer=tokenizer,
+                ranks=ranks,
+            ),
+            eval_every=specification["eval_every"],
+            commits=commits,
+            commit_every=args.commit_every,
+            numerics=numerics,
+            ranks=ranks,
+            attempt=attempt,
+        )
+        if training and ranks.is_main:
+            attempt.ensure_held()
+            publish(stage, model, tokenizer, schedule, loader, training, ranks)
+            attempt.finished()
+        ranks.wait()
 
 
 def build_model(args, ranks: Ranks) -> GPT:
+    from nanochat.checkpoint import load_model
+    from nanochat.gpt import GPT, GPTConfig
+
     if args.start_from:
         model, _ = load_model(args.start_from.parent, ranks.device)
         return model.train()
@@ -108,6 +129,7 @@ def build_model(args, ranks: Ranks) -> GPT:
 
 def open_rows(tokens: Artefact, specification: dict, ranks: Ranks) -> tuple[Loader, PackedRows]:
     """The rows to train on and those to validate on. One rank verifies the files for all."""
+    from nanochat.dataloader import Loader, PackedRows
 
     def rows_of(split: str) -> PackedRows:
         rows, masks = ([tokens.path(name, verify=ranks.is_main) for name in names] for names in files_of(tokens, split))
@@ -134,12 +156,20 @@ def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
     )
 
 
-def choose_numerics(args, model: GPT, loader: Loader, ranks: Ranks) -> Numerics:
+def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) -> Numerics:
+    from nanochat.train import Numerics, choose_micro_batch
+
+    rows = loader.batch_rows // ranks.world_size
+    requested = args.micro_batch
+    if not requested and rows % kept.get("micro_batch", rows + 1) == 0:
+        requested = kept["micro_batch"]
     micro_batch = choose_micro_batch(
-        args.micro_batch,
-        rows=loader.batch_rows // ranks.world_size,
-        logit_bytes_per_row=4 * loader.sequence_len * model.config.vocab_size,
-        device_type=ranks.device.type,
+        requested,
+        rows=rows,
+        model=model.config.as_dict(),
+        dtype=model.dtype_name,
+        memory_bytes=ranks.memory_bytes(),
+        world_size=ranks.world_size,
     )
     return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch)
 
@@ -147,6 +177,9 @@ def choose_numerics(args, model: GPT, loader: Loader, ranks: Ranks) -> Numerics:
 def evaluate(
     model: GPT, *, validation: PackedRows, max_rows: int, micro_batch: int, tokenizer: Tokenizer, ranks: Ranks
 ) -> dict[str, float]:
+    from nanochat.dataloader import validation_batches
+    from nanochat.loss_eval import evaluate_bpb
+
     batches = validation_batches(validation, micro_batch, max_rows, rank=ranks.rank, world_size=ranks.world_size)
     found = evaluate_bpb(model, batches, tokenizer.token_bytes(), sum_floats=ranks.sum_floats)
     return {"validation_loss": found["loss"], "validation_bpb": found["bpb"]}
@@ -154,7 +187,9 @@ def evaluate(
 
 def publish(
     stage: Stage, model: GPT, tokenizer: Tokenizer, schedule: Schedule, loader: Loader, training: Training, ranks: Ranks
-):
+) -> None:
+    from nanochat.checkpoint import save_model
+
     files = save_model(stage.folder, model, tokenizer)
     write_json_lines(stage.folder / "metrics.jsonl", training.metrics)
     tokens = schedule.num_steps * loader.tokens_per_step
