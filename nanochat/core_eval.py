@@ -17,9 +17,9 @@ counted in the results.
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,10 @@ import torch.nn.functional as F
 from nanochat.accuracy import centered, wilson_interval
 from nanochat.batching import batches_by_tokens, context_limit, default_batch_tokens, hidden_at
 from nanochat.core_bundle import CoreTask, list_labels, read_bundle, render_prompts
+from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.partial import Parts, Work
 from nanochat.progress import Progress
 from nanochat.tokenizer import Tokenizer
 
@@ -38,8 +40,9 @@ log = logging.getLogger("nanochat")
 
 ITEMS_AT_ONCE = 512  # rendered, tokenized and sorted together; bounds the memory
 POSITIONS_AT_ONCE = 2_048  # positions that go through the output projection together: at 65,536 tokens, 0.5 GB of logits
+WEIGHED_ITEMS = 8  # of a task, to tell how much text it is
 
-Gather = Callable[[list[dict]], list[list[dict]]]
+Poll = Callable[[float], None]  # called before each batch with the share that is done; may raise
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,7 @@ def evaluate_core(
     tasks: Sequence[str] | None = None,
     max_per_task: int | None = None,
     batch_tokens: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    gather: Gather | None = None,
+    parts: Parts | None = None,
 ) -> tuple[dict, list[dict]]:
     """Evaluate a base model on the tasks of a bundle (all of them, or those named); returns (results, examples).
 
@@ -80,29 +81,31 @@ def evaluate_core(
     examples: a row an item: {"task", "index", "line" (of the file), "prompt_sha256", "losses" (one an option), "prediction",
     "gold", "correct"}; for language modelling, prediction and gold are texts.
 
-    Several processes split the items: each passes its rank, and `gather`, which returns the
-    lists of all ranks to every rank (`Ranks.gather_objects`).
+    `parts` are the processes that split the items, the tasks that an earlier attempt finished, and who may ask for a stop.
     """
+    parts = parts or Parts(Ranks())
     chosen = read_bundle(bundle, labels=tasks, max_per_task=max_per_task)
     batch_tokens = batch_tokens or default_batch_tokens(model.wte.weight.device)
+    parts.expect({task.label: Work("CORE", num_characters(task)) for task in chosen})
     results, examples = {}, []
     for number, task in enumerate(chosen, start=1):
-        started = time.monotonic()
         if task.num_examples < task.num_fewshot:
             log.warning("CORE %s: %d examples in front of each item, not %d: there are no more other items",
                         task.label, task.num_examples, task.num_fewshot)  # fmt: skip
-        rows = evaluate_task(model, tokenizer, task, range(rank, len(task.items), world_size), batch_tokens=batch_tokens)
-        if gather is not None:
-            rows = sorted((row for part in gather(rows) for row in part), key=lambda row: row["index"])
+        indices = range(parts.ranks.rank, len(task.items), parts.ranks.world_size)
+        share = partial(evaluate_task, model, tokenizer, task, indices, batch_tokens=batch_tokens, poll=parts.poll)
+        rows = parts.rows(task.label, share)
         results[task.label] = summarise(task, rows)
         examples += rows
-        log.info("CORE %2d/%d %-32s accuracy %.4f, centered %+.4f, %d of %d items, %.1f s", number, len(chosen), task.label,
+        log.info("CORE %2d/%d %-32s accuracy %.4f, centered %+.4f, %d of %d items, %s", number, len(chosen), task.label,
                  results[task.label]["accuracy"], results[task.label]["centered"], len(rows), task.num_available,
-                 time.monotonic() - started)  # fmt: skip
+                 parts.took(task.label))  # fmt: skip
     return {"core": mean_centered(results, num_listed=len(list_labels(bundle))), "tasks": results}, examples
 
 
-def evaluate_task(model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], *, batch_tokens: int) -> list[dict]:
+def evaluate_task(
+    model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], *, batch_tokens: int, poll: Poll
+) -> list[dict]:
     """One row for each of the items of a task at `indices`."""
     rows: list[dict] = []
     progress = Progress(f"CORE {task.label}", sum(len(task.items[index].options) for index in indices), "options")
@@ -111,10 +114,18 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Seq
         prompts = [render_prompts(task, index) for index in part]
         items = tokenize(tokenizer, task, prompts, max_tokens=context_limit(model.config))
         options = [option for item in items for option in item]
-        scores = iter(score(model, options, progress, pad_id=tokenizer.bos_id, batch_tokens=batch_tokens))
+        scores = iter(score(model, options, progress, poll, pad_id=tokenizer.bos_id, batch_tokens=batch_tokens))
         for index, prompt, item in zip(part, prompts, items, strict=True):
             rows.append(judge(task, index, prompt, item, [next(scores) for _ in item], tokenizer))
     return rows
+
+
+def num_characters(task: CoreTask) -> float:
+    """About how much text a task is, examples included: what its time is in proportion to."""
+    some = range(min(WEIGHED_ITEMS, len(task.items)))
+    # of language modelling, the context alone is rendered as well, and not evaluated
+    texts = [text for index in some for text in render_prompts(task, index)[-len(task.items[index].options) :]]
+    return sum(map(len, texts)) / len(some) * len(task.items)
 
 
 # -- from text to scored tokens ----------------------------------------------------------------------------------------------
@@ -165,10 +176,13 @@ def crop(option: Option, max_tokens: int) -> Option:
 
 
 @torch.inference_mode()
-def score(model: GPT, options: Sequence[Option], progress: Progress, *, pad_id: int, batch_tokens: int) -> list[Score]:
+def score(
+    model: GPT, options: Sequence[Option], progress: Progress, poll: Poll, *, pad_id: int, batch_tokens: int
+) -> list[Score]:
     """Score sequences in batches of similar length; the results are in the order given."""
     scores: dict[int, Score] = {}
     for batch in batches_by_tokens([len(option.tokens) for option in options], batch_tokens):
+        poll(progress.done / progress.total)
         chosen = [options[index] for index in batch]
         # the token at t is predicted at t - 1
         positions = [range(option.start - 1, len(option.tokens) - 1) for option in chosen]

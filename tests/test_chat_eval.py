@@ -4,13 +4,17 @@ import threading
 
 import pytest
 import torch
+from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 
 from nanochat import tasks
 from nanochat.accuracy import wilson_interval
+from nanochat.attempt import Attempt
 from nanochat.chat_eval import chatcore, evaluate_chat
+from nanochat.distributed import Ranks
 from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.partial import Parts, Stopped
 
 HUB = {
     "arc_easy": "allenai/ai2_arc/ARC-Easy",
@@ -95,7 +99,7 @@ def test_generated_programs_are_run(shared_data, model, monkeypatch):
     task = real_task(shared_data, "humaneval")
     solutions = [TOKENIZER.encode(task[index]["messages"][-1]["content"]) for index in range(3)]
     solutions[1] = solutions[1][:-10]
-    monkeypatch.setattr(Engine, "generate_batch", lambda self, prompts, **sampling: solutions)
+    monkeypatch.setattr(Engine, "generate_batch", lambda self, prompts, keys, **sampling: [solutions[key] for key in keys])
     results, rows = evaluate_chat(model, TOKENIZER, {"humaneval": task}, max_per_task=3)
     assert [row["correct"] for row in rows] == [True, False, True]
     assert results["tasks"]["humaneval"]["accuracy"] == pytest.approx(2 / 3)
@@ -132,17 +136,34 @@ def test_sampled_answers_follow_from_the_seed_the_task_and_the_index(model):
 def test_processes_that_split_the_items_agree_with_one(model):
     chosen = {"x": Questions("generative", list("abcde")), "y": Questions("choice", list("abcde"))}
     sampling = {"max_new_tokens": 5, "temperature": 1.0, "batch_tokens": 1}
-    parts = {}
+    shared = on_ranks(2, lambda ranks: evaluate_chat(model, TOKENIZER, chosen, parts=Parts(ranks), **sampling))
+    assert shared == [evaluate_chat(model, TOKENIZER, chosen, **sampling)] * 2
 
-    def keep(rows):
-        parts[rows[0]["task"]] = rows
-        return [rows]
 
-    evaluate_chat(model, TOKENIZER, chosen, rank=1, world_size=2, gather=keep, **sampling)
-    shared = evaluate_chat(
-        model, TOKENIZER, chosen, rank=0, world_size=2, gather=lambda rows: [rows, parts[rows[0]["task"]]], **sampling
-    )
-    assert shared == evaluate_chat(model, TOKENIZER, chosen, **sampling)
+def test_answers_are_the_same_however_many_are_written_between_two_questions_to_stop(model, monkeypatch):
+    task = Questions("generative", ["a", "longer " * 9, "longer still " * 12, "b", "c"])
+    sampling = {"max_new_tokens": 6, "temperature": 1.0}
+    together = evaluate_chat(model, TOKENIZER, {"x": task}, **sampling)
+    monkeypatch.setattr(Engine.__init__, "__kwdefaults__", {"max_rows": 2, "cache_bytes": None})
+    shares = []
+    monkeypatch.setattr(Parts, "poll", lambda self, share: shares.append(share))
+    assert evaluate_chat(model, TOKENIZER, {"x": task}, **sampling) == together
+    assert shares == [0, 2 / 5, 4 / 5, *[1.0] * 5]
+
+
+def test_an_evaluation_stopped_anywhere_goes_on_to_the_same_answers(model, tmp_path):
+    chosen = {"x": Questions("generative", list("abc")), "y": Questions("choice", list("abc")), "z": Questions("choice", ["d"])}
+    options = {"max_new_tokens": 5, "temperature": 1.0, "batch_tokens": 1}
+    expected = evaluate_chat(model, TOKENIZER, chosen, **options)
+    for question in range(1, 10):
+        attempt = StopsAt(tmp_path / str(question), question)
+        try:
+            found = evaluate_chat(model, TOKENIZER, chosen, parts=Parts(Ranks(), attempt=attempt), **options)
+        except Stopped:
+            assert attempt.questions_left == 0
+            found = evaluate_chat(model, TOKENIZER, chosen, parts=Parts(Ranks(), attempt=Attempt(attempt.state)), **options)
+        assert found == expected
+    assert attempt.questions_left > 0  # all places were tried
 
 
 def test_a_prompt_too_long_for_the_model_keeps_its_start_token_and_its_end():

@@ -9,11 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 
+from nanochat.attempt import Attempt
 from nanochat.core_bundle import read_bundle, render_prompts
 from nanochat.core_eval import evaluate_core, find_scored
+from nanochat.distributed import Ranks
 from nanochat.errors import UserError
+from nanochat.partial import Parts, Stopped
 
 # -- the plain way: as the definitions say, and as slow as they are ----------------------------------------------------------
 
@@ -236,19 +240,37 @@ def test_batches_change_nothing(small):
 
 def test_processes_that_split_the_items_agree_with_one(small):
     expected = evaluate_core(*small, batch_tokens=1)
-    parts = {}
+    found = on_ranks(3, lambda ranks: evaluate_core(*small, batch_tokens=1, parts=Parts(ranks)))  # some have no item at all
+    assert found == [expected] * 3
 
-    def evaluate(rank, gather):
-        return evaluate_core(*small, batch_tokens=1, rank=rank, world_size=2, gather=gather)
 
-    for rank in range(2):
+@pytest.mark.parametrize("batch_tokens", [1, 200])
+def test_an_evaluation_stopped_before_any_batch_goes_on_to_the_same_rows(small, tmp_path, batch_tokens):
+    expected = evaluate_core(*small, batch_tokens=batch_tokens)
+    for question in range(1, 20):
+        attempt = StopsAt(tmp_path / str(question), question)
+        try:
+            found = evaluate_core(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=attempt))
+        except Stopped:
+            assert attempt.questions_left == 0
+            found = evaluate_core(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=Attempt(attempt.state)))
+        assert found == expected
+    assert attempt.questions_left > 0  # all places were tried
 
-        def keep(rows, rank=rank):
-            parts[rank, rows[0]["task"]] = rows
-            return [rows]
 
-        evaluate(rank, keep)
-    assert evaluate(0, lambda rows: [rows, parts[1, rows[0]["task"]]]) == expected
+def test_a_stop_in_the_middle_of_a_task_keeps_those_before_it(small, tmp_path):
+    with pytest.raises(Stopped):
+        evaluate_core(*small, batch_tokens=1, parts=Parts(Ranks(), attempt=StopsAt(tmp_path, 8)))  # of 6 + 4 + 2 options
+    assert [path.name for path in tmp_path.glob("part_*")] == ["part_choices.json"]
+
+
+def test_a_stop_that_one_rank_alone_has_seen_stops_all(small, tmp_path):
+    def evaluate(ranks):
+        attempt = StopsAt(tmp_path, 3 if ranks.rank == 1 else 0)
+        return evaluate_core(*small, batch_tokens=1, parts=Parts(ranks, attempt=attempt))
+
+    assert [type(found) for found in on_ranks(2, evaluate)] == [Stopped, Stopped]
+    assert [path.name for path in tmp_path.glob("part_*")] == ["part_choices.json"]
 
 
 def test_fewer_items_than_examples_are_evaluated_with_what_there_is(tmp_path, caplog):

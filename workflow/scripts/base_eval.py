@@ -1,18 +1,23 @@
-"""Evaluate a base model: bits per byte on train and validation rows, the CORE tasks, samples."""
+"""Evaluate a base model: bits per byte on train and validation rows, the CORE tasks, samples. Goes on where it was."""
 
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanochat.checkpoint import load_model
-from nanochat.core_eval import evaluate_core
-from nanochat.dataloader import PackedRows, validation_batches
-from nanochat.distributed import Ranks, join_ranks
-from nanochat.engine import Engine
-from nanochat.gpt import GPT
-from nanochat.loss_eval import evaluate_bpb
+from nanochat.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json, write_json_lines
-from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
-from nanochat.tokenizer import Tokenizer
+from nanochat.partial import Parts, Stopped, Work, finish
+from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files, versions
 
+if TYPE_CHECKING:
+    from nanochat.gpt import GPT
+    from nanochat.tokenizer import Tokenizer
+
+SPLITS = ("train", "validation")
 EVAL_ROWS_AT_ONCE = 8
 
 
@@ -24,56 +29,99 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
+    data, attempt = by_key(args.data), Attempt.from_environment()
+    inputs = {"model": args.model, "tokens": args.tokens, **data}
+    stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
+    # before anything imports PyTorch, which takes seconds, and this does not; so every rank looks for itself
+    if stage.is_done():
+        finish(attempt)
+    else:
+        run(args, stage, data, attempt)
+
+
+def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
+    from nanochat.checkpoint import load_model
+    from nanochat.core_bundle import list_labels
+    from nanochat.core_eval import evaluate_core
+    from nanochat.distributed import join_ranks
+
+    specification = args.specification
     with join_ranks(args.device) as ranks:
-        data = by_key(args.data)
-        inputs = {"model": args.model, "tokens": args.tokens, **data}
-        stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
-        if ranks.from_main(ranks.is_main and stage.is_done()):
-            return
+        if not ranks.is_main:
+            log.setLevel(logging.WARNING)
+        else:
+            attempt.report(stage="base_eval", state="starting", **ranks.record())
         model, tokenizer = load_model(args.model.parent, ranks.device)
-        bits_per_byte = evaluate_rows(model, tokenizer, open_verified(args.tokens), args.specification["eval_tokens"], ranks)
-        core, examples = evaluate_core(
-            model,
-            tokenizer,
-            verified_files(data)["eval_bundle"],
-            tasks=args.specification["tasks"],
-            max_per_task=args.specification["max_per_task"],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            gather=ranks.gather_objects,
+        bundle = verified_files(data)["eval_bundle"]
+        machine = {**ranks.record(), "dtype": model.dtype_name}
+        parts = Parts(
+            ranks,
+            stage="base_eval",
+            num_tasks=len(SPLITS) + len(specification["tasks"] or list_labels(bundle)) + 1,  # and the samples
+            attempt=attempt,
+            identity={
+                "specification": stage.specification,
+                "inputs": stage.input_identities(),
+                "numerics": {**machine, **versions()},
+            },
         )
+        try:
+            bits_per_byte = evaluate_rows(model, tokenizer, open_verified(args.tokens), specification["eval_tokens"], parts)
+            parts.expect({"samples": Work("samples", 0)})  # seconds, and nothing to tell them from
+            core, examples = evaluate_core(
+                model,
+                tokenizer,
+                bundle,
+                tasks=specification["tasks"],
+                max_per_task=specification["max_per_task"],
+                parts=parts,
+            )
+            draw = partial(draw_samples, model, tokenizer, specification)
+            samples = parts.run("samples", lambda: draw() if ranks.is_main else [])
+        except Stopped:
+            parts.say_stopped()
+            return
         if ranks.is_main:
-            samples = draw_samples(model, tokenizer, args.specification)
-            publish(stage, bits_per_byte, core, examples, samples, {**ranks.record(), "dtype": model.dtype_name})
+            results = {"bits_per_byte": bits_per_byte, **core, "samples": samples}
+            write_json(stage.folder / "core.json", core)
+            write_json(stage.folder / "samples.json", samples)
+            write_json_lines(stage.folder / "examples.jsonl", examples)
+            parts.publish(stage, ["core.json", "examples.jsonl", "samples.json"], results=results, record=machine)
         ranks.wait()
 
 
-def evaluate_rows(model: GPT, tokenizer: Tokenizer, tokens: Artefact, eval_tokens: int, ranks: Ranks) -> dict[str, float]:
+def evaluate_rows(model: GPT, tokenizer: Tokenizer, tokens: Artefact, eval_tokens: int, parts: Parts) -> dict[str, float]:
+    parts.expect({f"bits_per_byte_{split}": Work("bits_per_byte", eval_tokens) for split in SPLITS})
     found = {}
-    for split in ("train", "validation"):
-        names = sorted(name for name in tokens.files if name.startswith(split))
-        rows = PackedRows([tokens.path(name, verify=ranks.is_main) for name in names])
-        max_rows = eval_tokens // rows.sequence_len
-        batches = validation_batches(rows, EVAL_ROWS_AT_ONCE, max_rows, ranks.rank, ranks.world_size)
-        found[split] = evaluate_bpb(model, batches, tokenizer.token_bytes(), sum_floats=ranks.sum_floats)["bpb"]
-        log.info(f"bits per byte on {split} rows: {found[split]:.4f}")
+    for split in SPLITS:
+        name = f"bits_per_byte_{split}"
+        found[split] = parts.run(name, partial(evaluate_split, model, tokenizer, tokens, split, eval_tokens, parts))
+        log.info("bits per byte on %s rows: %.4f, %s", split, found[split], parts.took(name))
     return found
 
 
+def evaluate_split(model: GPT, tokenizer: Tokenizer, tokens: Artefact, split: str, eval_tokens: int, parts: Parts) -> float:
+    from nanochat.dataloader import PackedRows, validation_batches
+    from nanochat.loss_eval import evaluate_bpb
+
+    ranks = parts.ranks
+    names = sorted(name for name in tokens.files if name.startswith(split))
+    rows = PackedRows([tokens.path(name, verify=ranks.is_main) for name in names])
+    max_rows = eval_tokens // rows.sequence_len
+    batches = validation_batches(rows, EVAL_ROWS_AT_ONCE, max_rows, ranks.rank, ranks.world_size)
+    num_batches = -(-min(max_rows, len(rows)) // (EVAL_ROWS_AT_ONCE * ranks.world_size))
+    batches = parts.until_stopped(batches, total=num_batches)
+    return evaluate_bpb(model, batches, tokenizer.token_bytes(), sum_floats=parts.sum_floats)["bpb"]
+
+
 def draw_samples(model: GPT, tokenizer: Tokenizer, specification: dict) -> list[dict[str, str]]:
+    from nanochat.engine import Engine
+
     prompts = specification["samples"]
     texts = Engine(model, tokenizer).complete(
         prompts, max_new_tokens=specification["sample_tokens"], seed=specification["seed"]
     )
     return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def publish(stage: Stage, bits_per_byte: dict, core: dict, examples: list[dict], samples: list[dict], record: dict) -> None:
-    results = {"bits_per_byte": bits_per_byte, **core, "samples": samples}
-    write_json(stage.folder / "core.json", core)
-    write_json(stage.folder / "samples.json", samples)
-    write_json_lines(stage.folder / "examples.jsonl", examples)
-    stage.publish(["core.json", "examples.jsonl", "samples.json"], results=results, record=record)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Score a chat model on the chat tasks: multiple choice by logits, and answers that it writes."""
+"""Score a chat model on the chat tasks: multiple choice by logits, and answers that it writes. Goes on where it was."""
 
+from __future__ import annotations
+
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from nanochat import tasks
-from nanochat.chat_eval import evaluate_chat
-from nanochat.checkpoint import load_model
-from nanochat.distributed import join_ranks
+from nanochat.attempt import Attempt
 from nanochat.manifest import write_json_lines
-from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files
+from nanochat.partial import Parts, Stopped, finish
+from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files, versions
+
+if TYPE_CHECKING:
+    from nanochat import tasks
 
 
 def main() -> None:
@@ -17,34 +22,63 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="manifests of the tasks' test files")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
-    specification = args.specification
 
+    data, attempt = by_key(args.data), Attempt.from_environment()
+    stage = Stage(args.manifest, specification=args.specification, inputs={"model": args.model, **data})
+    # before anything imports PyTorch, which takes seconds, and this does not; so every rank looks for itself
+    if stage.is_done():
+        finish(attempt)
+    else:
+        run(args, stage, data, attempt)
+
+
+def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
+    from nanochat import tasks
+    from nanochat.chat_eval import evaluate_chat
+    from nanochat.checkpoint import load_model
+    from nanochat.distributed import join_ranks
+
+    specification, name = args.specification, f"chat_eval/{stage.folder.name}"
     with join_ranks(args.device) as ranks:
-        data = by_key(args.data)
-        stage = Stage(args.manifest, specification=specification, inputs={"model": args.model, **data})
-        if ranks.from_main(ranks.is_main and stage.is_done()):
-            return
+        if not ranks.is_main:
+            log.setLevel(logging.WARNING)
+        else:
+            attempt.report(stage=name, state="starting", **ranks.record())
         model, tokenizer = load_model(args.model.parent, ranks.device)
         files = verified_files(data)
         rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
-        chosen = {name: tasks.build(name, split="test", files=files, rows=rows.get(name)) for name in specification["tasks"]}
-        results, answers = evaluate_chat(
-            model,
-            tokenizer,
-            chosen,
-            max_per_task=specification["max_per_task"],
-            max_new_tokens=specification["max_new_tokens"],
-            temperature=specification["temperature"],
-            top_k=specification["top_k"],
-            seed=specification["seed"],
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            gather=ranks.gather_objects,
+        chosen = {task: tasks.build(task, split="test", files=files, rows=rows.get(task)) for task in specification["tasks"]}
+        machine = {**ranks.record(), "dtype": model.dtype_name}
+        parts = Parts(
+            ranks,
+            stage=name,
+            num_tasks=len(chosen),
+            attempt=attempt,
+            identity={
+                "specification": stage.specification,
+                "inputs": stage.input_identities(),
+                "numerics": {**machine, **versions()},
+            },
         )
+        try:
+            results, answers = evaluate_chat(
+                model,
+                tokenizer,
+                chosen,
+                max_per_task=specification["max_per_task"],
+                max_new_tokens=specification["max_new_tokens"],
+                temperature=specification["temperature"],
+                top_k=specification["top_k"],
+                seed=specification["seed"],
+                parts=parts,
+            )
+        except Stopped:
+            parts.say_stopped()
+            return
         if ranks.is_main:
             write_json_lines(stage.folder / "answers.jsonl", answers)
             results["samples"] = first_answers(chosen, answers)
-            stage.publish(["answers.jsonl"], results=results, record={**ranks.record(), "dtype": model.dtype_name})
+            parts.publish(stage, ["answers.jsonl"], results=results, record=machine)
         ranks.wait()
 
 
