@@ -12,6 +12,7 @@ job, so never PyTorch. `python -m nanochat.config FILE` checks a file and prints
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -33,6 +34,7 @@ from nanochat.strict_yaml import all_places, as_text_keys, found, raise_for, rea
 __all__ = ["PRESETS", "STAGES", "Config", "load_config"]
 
 CATALOGUE = "config/sources.yaml"
+FROZEN = "NANOCHAT_CONFIG"  # environment variable: the hash of what the driver decided
 TOP_LEVEL = ("catalogue", "runs", *SECTIONS)
 
 
@@ -154,6 +156,21 @@ def load_config(
     raise_for(problems, source)
     assert catalogue is not None
     return Config(runs, catalogue, Path(root))
+
+
+def freeze(config: Config, source: str, *, is_driver: bool) -> None:
+    """Hold every job to the configuration that Snakemake started with. UserError in a job that reads another one.
+
+    A cluster job reads the file again. Edited while jobs queue, it would have them do other work than Snakemake records, and
+    nobody would notice: so jobs inherit what the driver decided, through the environment, and compare.
+    """
+    if is_driver:
+        os.environ[FROZEN] = config.identity_hash()
+    elif os.environ.get(FROZEN, config.identity_hash()) != config.identity_hash():
+        raise UserError(
+            f"{source} was edited after this job was submitted, so nothing was done. To go on with what was submitted, undo "
+            "the edit; to run with the edit, stop Snakemake; then start it again"
+        )
 
 
 def problems_at_the_top(document: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat import plots, report_machine, report_making, report_scores, runs
+from nanochat import plots, report_machine, report_making, report_predictions, report_scores, runs
 from nanochat.errors import UserError
 from nanochat.manifest import Artefact, atomic_path, open_verified
 from nanochat.report_text import Markdown, code, inline
@@ -37,6 +37,7 @@ class StageData:
     identity: str = ""
     config: dict = field(default_factory=dict)  # the model's, of a training
     metrics: list[dict] = field(default_factory=list)  # rows of a training
+    predicted_s: float | None = None  # how long the plan expected it to take
 
     @property
     def is_finished(self) -> bool:
@@ -50,16 +51,20 @@ def write_report(
     specification: Mapping[str, Any],
     title: str,
     logs: Mapping[str, Path] | None = None,
+    preflights: Mapping[str, Path] | None = None,
 ) -> list[str]:
     """Write the report and its figures into `folder`; returns their names, which are always FILES.
 
     `stages` maps each name in STAGES to the stage's manifest, or to None; the manifest need not exist. `specification` is the
     report's own: {"cost_per_gpu_hour": a price or None, "owners": stage -> the run that made it}, both optional. `logs` maps a
-    stage to the log that a reader is sent to when the stage is missing.
+    stage to the log that a reader is sent to when the stage is missing; `preflights` maps it to the record of its run's
+    preflight, from which its time was predicted.
     """
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"report: stage {unknown[0]!r} is unknown; there are {', '.join(STAGES)}")
     data = {name: collect(name, stages.get(name), (logs or {}).get(name)) for name in STAGES}
+    for name, seconds in report_predictions.predicted_seconds(data, preflights or {}).items():
+        data[name].predicted_s = seconds
     plots.plot_losses(folder / LOSSES, {name: data[name].metrics for name in TRAININGS})
     plots.plot_core(folder / CORE, data["base_eval"].results.get("tasks"), data["base_eval"].results.get("core"))
     plots.plot_chat(folder / CHAT, {name.split("/")[1]: chat_tasks(data, name) for name in CHAT_EVALS})

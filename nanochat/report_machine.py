@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nanochat.hardware import find
 from nanochat.report_text import (
     NOTHING,
     Markdown,
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 Stages = Mapping[str, "StageData"]
 Blocks = list[Markdown]
 
-# bf16 peak of one device, dense, in FLOP/s (the makers' data sheets)
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
-
 
 def machine_and_time(stages: Stages, specification: Mapping[str, Any]) -> Blocks:
     """What ran where, for how long, how fast and for how much."""
@@ -48,6 +46,7 @@ def machine_and_time(stages: Stages, specification: Mapping[str, Any]) -> Blocks
             stage.name,
             device(record),
             given(record.get("dtype")),
+            duration(stage.predicted_s),
             duration(record.get("seconds")),
             count(record.get("tokens_per_second")),
             utilisation(stage),
@@ -55,20 +54,34 @@ def machine_and_time(stages: Stages, specification: Mapping[str, Any]) -> Blocks
             count(len(record["segments"])) if record.get("segments") else NOTHING,
         ]
         rows.append([*row, score(gpu_cost(stage, specification), 2)] if priced else row)
-    header = ["stage", "device", "dtype", "time", "tokens/s", "of peak", "peak memory", "segments"]
+    header = ["stage", "device", "dtype", "predicted", "time", "tokens/s", "of peak", "peak memory", "segments"]
     total = duration(sum(stage.record.get("seconds", 0) for stage in finished))
     blocks = [
         table([*header, "cost"] if priced else header, rows, left=3),
         Markdown(
             f"{total} if one stage had run after the other. A training that was stopped went on in a further segment. "
-            f"`of peak`: the model's operations as a share of a device's highest bf16 rate, known for {', '.join(PEAK_FLOPS)}."
+            "`of peak`: the model's operations as a share of a device's highest bf16 rate, where that is known."
         ),
+        prediction_block(finished),
     ]
     if priced:
         blocks.append(
             Markdown(f"Cost: GPUs × hours × {price(specification):,.2f} for an hour of one GPU; stages on CPUs are free.")
         )
     return [*blocks, *segment_blocks(finished)]
+
+
+def prediction_block(finished: Sequence[StageData]) -> Markdown:
+    """All that was predicted beside what it took, and where predictions come from."""
+    known = [stage for stage in finished if stage.predicted_s is not None and stage.record.get("seconds")]
+    if not known:
+        return Markdown("Nothing was predicted: there is no record of this run's preflight.")
+    predicted = sum(stage.predicted_s or 0.0 for stage in known)
+    took = sum(stage.record["seconds"] for stage in known)
+    return Markdown(
+        f"`predicted`: from the work in a stage's inputs and the speed of the machine as the preflight measured it, or as the "
+        f"table of devices has it. {duration(predicted)} for what took {duration(took)}, {predicted / took:.2f} of it."
+    )
 
 
 def segment_blocks(finished: Sequence[StageData]) -> Blocks:
@@ -107,11 +120,10 @@ def device(record: Mapping[str, Any]) -> str:
 
 def utilisation(stage: StageData) -> str:
     """Model FLOPs per second as a share of what the devices can do at most, where that is known."""
-    speed, name = stage.record.get("tokens_per_second"), str(stage.record.get("device"))
-    peak = next((flops for word, flops in PEAK_FLOPS.items() if word in name), None)
-    if not (peak and speed and stage.config and stage.record.get("dtype") == "bfloat16"):
+    speed, known = stage.record.get("tokens_per_second"), find(stage.record.get("device"))
+    if not (known and speed and stage.config and stage.record.get("dtype") == "bfloat16"):
         return NOTHING
-    return percent(speed * flops_per_token(stage.config) / (peak * (stage.record.get("num_devices") or 1)))
+    return percent(speed * flops_per_token(stage.config) / (known.peak_flops * (stage.record.get("num_devices") or 1)))
 
 
 def price(specification: Mapping[str, Any]) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from configurations import CATALOGUE, DOCUMENT, REPOSITORY, edited, load
 
-from nanochat.config import load_config
+from nanochat.config import FROZEN, freeze, load_config
 from nanochat.errors import UserError
 
 PART = {"task": "smoltalk"}
@@ -238,8 +238,19 @@ def test_the_command_prints_runs_and_refuses_in_words(tmp_path: Path) -> None:
 
 def test_checking_a_configuration_imports_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys; from nanochat.config import load_config; load_config('config/config.yaml')\n"
+        "import sys; from nanochat.config import FROZEN, freeze, load_config; load_config('config/config.yaml')\n"
         "print([name for name in ('torch', 'numpy', 'pyarrow', 'requests') if name in sys.modules])"
     )
     done = subprocess.run((sys.executable, "-c", code), cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_job_that_reads_an_edited_configuration_stops(monkeypatch):
+    monkeypatch.setenv(FROZEN, "")
+    submitted = load_config(REPOSITORY / "config" / "tiny.yaml", root=REPOSITORY)
+    freeze(submitted, "tiny.yaml", is_driver=True)
+    freeze(submitted, "tiny.yaml", is_driver=False)
+    content = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())
+    content["sft"]["seed"] = 7
+    with pytest.raises(UserError, match="tiny.yaml was edited after this job was submitted"):
+        freeze(load_config(content, root=REPOSITORY), "tiny.yaml", is_driver=False)

@@ -19,7 +19,8 @@ AFTER_SFT = {"chat_eval": 1, "report": 1}
 SFT = {"sft": 1, **AFTER_SFT}
 MID = {"mid_train": 1, "sft": 1, "chat_eval": 2, "report": 1}
 BASE = {"base_train": 1, "base_eval": 1, **MID}
-TOKENS = {"tokens_pretrain": 1, "tokens_mid_train": 1, "tokens_sft": 1}
+TOKENS = {"tokens_pretrain": 1, "tokens_mid_train": 1, "tokens_sft": 1, "preflight": 1}
+PROOF = {"preflight": 1}  # of what is new to read, or to be timed
 
 EDITS = [
     ("tokenizer.vocab_size", 900, {"tokenizer": 1, **TOKENS, **BASE}),
@@ -27,8 +28,8 @@ EDITS = [
     ("tokens.sequence_len", 128, {**TOKENS, **BASE}),
     ("base_train.steps", 7, BASE),
     ("base_train.seed", 1, BASE),
-    ("base_train.model", {"mlp": "gelu"}, BASE),
-    ("base_train.depth", 2, BASE),
+    ("base_train.model", {"mlp": "gelu"}, {**PROOF, **BASE}),
+    ("base_train.depth", 2, {**PROOF, **BASE}),
     ("base_train.matrix_lr", 0.01, BASE),
     ("base_train.warmdown_ratio", 0.5, BASE),
     ("base_train.micro_batch", 4, {}),
@@ -37,14 +38,14 @@ EDITS = [
     ("base_eval.samples", ["The"], {"base_eval": 1, "report": 1}),
     ("mid_train.lr_scale", 0.7, MID),
     ("mid_train.epochs", 0.03, MID),
-    ("mid_train.mask_user", True, {"tokens_mid_train": 1, **MID}),
+    ("mid_train.mask_user", True, {"tokens_mid_train": 1, **PROOF, **MID}),
     ("mid_train.commit_every", 7, {}),
     ("sft.epochs", 0.03, SFT),
     ("sft.lr_scale", 0.5, SFT),
-    ("sft.mask_user", False, {"tokens_sft": 1, **SFT}),
-    ("identity.name", "Somebody", {"tokens_mid_train": 1, "tokens_sft": 1, **MID}),
+    ("sft.mask_user", False, {"tokens_sft": 1, **PROOF, **SFT}),
+    ("identity.name", "Somebody", {"tokens_mid_train": 1, "tokens_sft": 1, **PROOF, **MID}),
     ("chat_eval.max_new_tokens", 9, {"chat_eval": 2, "report": 1}),
-    ("chat_eval.tasks", ["gsm8k"], {"chat_eval": 2, "report": 1}),
+    ("chat_eval.tasks", ["gsm8k"], {**PROOF, "chat_eval": 2, "report": 1}),
     ("report.title", "Another title", {"report": 1}),
 ]
 
@@ -158,11 +159,24 @@ def test_a_damaged_file_is_refused_by_whoever_reads_it_and_verify_repairs(projec
     project.run()
 
 
+def test_a_finished_stage_whose_keys_were_edited_is_trained_anew(project):
+    """With commits of the old training in its folder: the last of them, and those on the way to it."""
+    project.configure({"mid_train.seed": 3, "mid_train.commit_every": 1})
+    project.run("results/tiny/mid_train/manifest.json")
+    assert len(list((project.folder / "results/tiny/resume/mid_train").glob("step_*"))) == 2
+    project.configure({"mid_train.seed": 4, "mid_train.commit_every": 1})
+    project.run("results/tiny/mid_train/manifest.json")
+    assert project.manifest("mid_train")["specification"]["seed"] == 4
+    project.configure()
+    project.run()
+
+
 def test_a_failed_evaluation_leaves_a_report_of_the_rest(project):
-    project.configure({"base_eval.tasks": ["no_such_task"], "sft.seed": 3})
+    project.configure({"base_eval.samples": ["word " * 5_000], "sft.seed": 3})  # more than the model can read
     failed = project.snakemake()
     assert failed.returncode != 0
-    assert "no_such_task" in failed.stdout + failed.stderr
+    assert "Shorten the prompt" in failed.stdout + failed.stderr
+    assert "completed successfully, but" not in failed.stdout + failed.stderr, "a failed program is said to have failed"
     text = (project.folder / "results/tiny/report/report.md").read_text()
     assert "base_eval" in text and "has not finished" in text
     assert project.manifest("chat_eval/sft")["results"]["tasks"], "what does not depend on the evaluation goes on"
@@ -173,7 +187,7 @@ def test_a_failed_evaluation_leaves_a_report_of_the_rest(project):
 
 def test_a_run_that_reuses_stages_runs_only_its_own(project):
     project.configure({"runs": {"tiny": {}, "more": {"base_train": "tiny", "mid_train": "tiny", "sft": {"epochs": 0.03}}}})
-    assert project.planned() == {"sft": 1, "chat_eval": 1, "report": 1}
+    assert project.planned() == {**PROOF, "sft": 1, "chat_eval": 1, "report": 1}
     refused = project.snakemake("-n", "results/more/base_train/manifest.json")
     assert refused.returncode != 0
     assert "more reuses this stage of tiny" in refused.stderr + refused.stdout
@@ -191,7 +205,7 @@ def test_single_stages_can_be_asked_for(project, tmp_path):
     fresh.configure()
     assert {"tokenizer", "download_file"} == fresh.planned("results/tiny/tokenizer/manifest.json").keys()
     until = fresh.planned("--until", "base_train")
-    assert {"tokenizer", "tokens_pretrain", "base_train", "download_file"} == until.keys()
+    assert {"tokenizer", *TOKENS, "base_train", "download_file"} == until.keys()  # all that any GPU stage reads comes first
     assert fresh.planned("download") == {"download_file": fresh.planned()["download_file"]}
 
 

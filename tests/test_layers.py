@@ -8,16 +8,21 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
     "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
-    "config_docs", "catalogue", "schedule", "manifest", "stage", "download", "verify", "accuracy", "progress",
+    "config_docs", "catalogue", "schedule", "memory", "manifest", "stage", "verify", "accuracy", "progress",
+    "download", "download_ask", "download_checks", "download_http", "download_limits", "download_lock", "download_part",
+    "download_progress", "partial", "offline", "seccomp",
+    "attempt", "processes", "slurm", "deadline", "lease", "launcher", "mail", "preemption",
+    "hardware", "predict", "plan", "plan_text", "disk", "inventory",
+    "slurm_queue", "watch", "watch_files", "watch_state", "watch_text",
 }  # fmt: skip
 LAYERS = [
     PLAIN,
-    {"distributed"},
+    {"distributed", "torchrun", "determinism"},
     {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
-     "sandbox", "checkpoint", "tiny_world", "core_bundle", "batching"},
+     "sandbox", "checkpoint", "machine_check", "tiny_world", "core_bundle", "batching"},
     {"dataloader", "engine", "tasks", "conversations"},
-    {"train", "loss_eval", "core_eval", "chat_eval"},
-    {"report", "report_text", "report_scores", "report_making", "report_machine", "plots"},
+    {"train", "loss_eval", "core_eval", "chat_eval", "speed", "preflight"},
+    {"report", "report_text", "report_scores", "report_making", "report_machine", "report_predictions", "plots"},
     {"chat"},
 ]  # fmt: skip
 RANK = {module: number for number, layer in enumerate(LAYERS) for module in layer}
@@ -71,7 +76,8 @@ def test_programs_import_the_library_and_never_one_another(path):
 def test_only_download_reaches_for_the_network():
     reaching = {"requests", "urllib", "urllib3", "http", "socket"}
     found = {module_of(path) for path in LIBRARY if reaching & {name.split(".")[0] for name in imported(path)}}
-    assert found <= {"download", "catalogue"}  # the catalogue parses addresses
+    # the catalogue parses addresses, offline refuses them
+    assert found <= {"download", "download_ask", "download_http", "catalogue", "offline"}
 
 
 def test_no_pickle_and_no_torch_load():

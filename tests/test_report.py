@@ -307,10 +307,20 @@ def test_numbers_in_the_report_are_those_of_the_manifests(run):
     assert data["`smoltalk`"] == ["`train`", "5,432", "`1.5`"]
 
     machine = rows(section(text, "Machine and time"))
-    assert machine["tokenizer"] == ["–", "–", "12.3 s", "–", "–", "–", "–", "–"]
+    assert machine["tokenizer"] == ["–", "–", "–", "12.3 s", "–", "–", "–", "–", "–"]
     flops = 6 * (PARAMETERS - 512 * 64) + 12 * 2 * 64 * 128
     of_peak = percent(123_456 * flops / (8 * 312e12))
-    assert machine["sft"] == ["8 × NVIDIA A100-SXM4-80GB", "bfloat16", "1 h 00 min", "123 K", of_peak, "3.00 GiB", "1", "16.00"]
+    assert machine["sft"] == [
+        "8 × NVIDIA A100-SXM4-80GB",
+        "bfloat16",
+        "–",
+        "1 h 00 min",
+        "123 K",
+        of_peak,
+        "3.00 GiB",
+        "1",
+        "16.00",
+    ]
     assert summary["Cost of the GPUs"] == ["48.00"]
 
 
@@ -453,8 +463,8 @@ def test_damaged_manifest_is_named(run):
 def test_record_that_is_gone_costs_only_its_cells(run):
     (run.root / "sft" / "record.json").unlink()
     machine = rows(section(run.report(), "Machine and time"))
-    assert machine["sft"] == ["–"] * 7
-    assert machine["mid_train"][2] == "1 h 00 min"
+    assert machine["sft"] == ["–"] * 8
+    assert machine["mid_train"][3] == "1 h 00 min"
 
 
 def test_complete_report_does_not_say_that_something_is_missing(run):

@@ -1,7 +1,8 @@
 # The report of a run.
 #
 # needs  the manifest of every stage of the run, its own or reused
-# makes  results/{run}/report/report.md and its figures, from manifests, records and metrics alone
+# makes  results/{run}/report/report.md and its figures, from manifests, records and metrics alone; the times that were predicted
+#        from the records of preflights, where there are some
 
 
 rule report:
@@ -45,11 +46,13 @@ rule report:
         specification=specification("report"),
         title=lambda wildcards: title_of(wildcards.run),
         stages=lambda wildcards: reported(wildcards.run),
+        preflights=lambda wildcards: preflight_records(wildcards.run),
     shell:
         "python workflow/scripts/report.py"
         " --specification {params.specification:q}"
         " --title {params.title:q}"
         " --stages {params.stages:q}"
+        " --preflights {params.preflights:q}"
         " --logs results/{wildcards.run:q}/logs"
         " --manifest {output.manifest:q}"
         " 2>&1 | tee {log:q}"

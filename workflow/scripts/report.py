@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--specification", type=json.loads, required=True, help="the report's own keys, as JSON")
     parser.add_argument("--title", required=True)
     parser.add_argument("--stages", type=stage_manifest, nargs="+", required=True, metavar="NAME=MANIFEST")
+    parser.add_argument("--preflights", type=stage_manifest, nargs="*", default=[], metavar="NAME=RECORD")
     parser.add_argument("--logs", type=Path, required=True, help="folder that readers are sent to when a stage is missing")
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--manifest", type=Path, help="manifest to publish; its folder holds the report")
@@ -35,7 +36,14 @@ def main() -> None:
         stage = Stage(args.manifest, specification=args.specification, inputs=stages)
     else:
         (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier report, which is about to be overwritten
-    files = write_report(folder, stages=stages, specification=args.specification, title=args.title, logs=logs)
+    files = write_report(
+        folder,
+        stages=stages,
+        specification=args.specification,
+        title=args.title,
+        logs=logs,
+        preflights=dict(args.preflights),
+    )
     if args.manifest:
         stage.publish(files, results={})
 
