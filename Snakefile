@@ -23,9 +23,11 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/tokens.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/chat.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/gpu_check.smk"
 
 
 rule all:
@@ -36,8 +38,14 @@ rule all:
     localrule: True
 
 
+onstart:
+    refuse_what_cannot_work()
+    requeue_what_slurm_ended()
+
+
 onsuccess:
     say_where_reports_are()
+    show_gpu_check()
 
 
 onerror:

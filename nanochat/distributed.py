@@ -3,6 +3,7 @@
 The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. One process is the case where every exchange is a no-op.
 """
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if rank > 0:
+        logging.getLogger("nanochat").setLevel(logging.WARNING)  # or every line of progress would be there once a rank
     try:
         yield Ranks(rank, world_size, chosen)
     finally:

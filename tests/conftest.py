@@ -8,6 +8,9 @@ import pytest
 
 # read when PyTorch is first imported: tests run side by side, one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where SLURM is installed, its plugin asks `scontrol` for the cluster's settings at every start of Snakemake: up to 10 s where
+# no cluster answers, milliseconds with an empty configuration. tests/test_slurm.py has a cluster, with its own configuration
+os.environ["SLURM_CONF"] = os.devnull
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = REPOSITORY.parent / "shared" / "data"

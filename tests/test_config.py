@@ -252,5 +252,5 @@ def test_a_job_that_reads_an_edited_configuration_stops(monkeypatch):
     freeze(submitted, "tiny.yaml", is_driver=False)
     content = yaml.safe_load((REPOSITORY / "config" / "tiny.yaml").read_text())
     content["sft"]["seed"] = 7
-    with pytest.raises(UserError, match="tiny.yaml was edited after this job was submitted"):
+    with pytest.raises(UserError, match="was edited after this job was submitted"):
         freeze(load_config(content, root=REPOSITORY), "tiny.yaml", is_driver=False)

@@ -1,6 +1,6 @@
 # The base model: predicts the next token of any text.
 #
-# needs  the tokenizer, the packed text; for the evaluation the CORE bundle
+# needs  the preflight's proof, the tokenizer, the packed text; for the evaluation the CORE bundle
 # makes  results/{run}/base_train/ (a model folder) and results/{run}/base_eval/ (bits per byte, CORE, samples)
 
 
@@ -9,6 +9,7 @@ rule base_train:
     input:
         tokenizer=owned("results/{run}/tokenizer/manifest.json"),
         tokens=owned("results/{run}/tokens/pretrain/manifest.json"),
+        preflight=proof("base_train"),
     output:
         manifest="results/{run}/base_train/manifest.json",
     log:
@@ -20,6 +21,7 @@ rule base_train:
     threads: 16
     resources:
         ranks=1,
+        slurm_extra=SLURM_EXTRA,
         mem="64GB",
         runtime="12h",
         micro_batch=run_time("base_train", "micro_batch"),
@@ -28,7 +30,9 @@ rule base_train:
         specification=specification("base_train"),
         model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
     shell:
-        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/train.py"
+        "python workflow/scripts/launch.py --ranks {resources.ranks} --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/base_train --log {log:q}"
+        " workflow/scripts/train.py"
         " --specification {params.specification:q}"
         " --model {params.model:q}"
         " --micro-batch {resources.micro_batch}"
@@ -37,7 +41,7 @@ rule base_train:
         " --tokens {input.tokens:q}"
         " --resume results/{wildcards.run:q}/resume/base_train"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"
 
 
 rule base_eval:
@@ -46,6 +50,7 @@ rule base_eval:
         model=owned("results/{run}/base_train/manifest.json"),
         tokens=owned("results/{run}/tokens/pretrain/manifest.json"),
         data=downloaded(lambda run: CONFIG.files_needed(run, "base_eval")),
+        preflight=proof("base_eval"),
     output:
         manifest="results/{run}/base_eval/manifest.json",
     log:
@@ -57,15 +62,18 @@ rule base_eval:
     threads: 16
     resources:
         ranks=1,
+        slurm_extra=SLURM_EXTRA,
         mem="64GB",
         runtime="4h",
     params:
         specification=specification("base_eval"),
     shell:
-        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/base_eval.py"
+        "python workflow/scripts/launch.py --ranks {resources.ranks} --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/base_eval --log {log:q}"
+        " workflow/scripts/base_eval.py"
         " --specification {params.specification:q}"
         " --model {input.model:q}"
         " --tokens {input.tokens:q}"
         " --data {input.data:q}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"

@@ -1,6 +1,6 @@
 # The chat model: two further trainings, on conversations, and their scores.
 #
-# needs  the base model, the packed conversations; for the scores the test files of the chat tasks
+# needs  the preflight's proof, the base model, the packed conversations; for the scores the test files of the chat tasks
 # makes  results/{run}/mid_train/ and results/{run}/sft/ (model folders); results/{run}/chat_eval/mid_train/ and chat_eval/sft/
 
 
@@ -10,6 +10,7 @@ rule mid_train:
         tokenizer=owned("results/{run}/tokenizer/manifest.json"),
         tokens=owned("results/{run}/tokens/mid_train/manifest.json"),
         model=owned("results/{run}/base_train/manifest.json"),
+        preflight=proof("mid_train"),
     output:
         manifest="results/{run}/mid_train/manifest.json",
     log:
@@ -21,6 +22,7 @@ rule mid_train:
     threads: 16
     resources:
         ranks=1,
+        slurm_extra=SLURM_EXTRA,
         mem="64GB",
         runtime="12h",
         micro_batch=run_time("mid_train", "micro_batch"),
@@ -29,7 +31,9 @@ rule mid_train:
         specification=specification("mid_train"),
         resume="results/{run}/resume/mid_train",
     shell:
-        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/train.py"
+        "python workflow/scripts/launch.py --ranks {resources.ranks} --runtime-min {resources.runtime}"
+        " --state {params.resume:q} --log {log:q}"
+        " workflow/scripts/train.py"
         " --specification {params.specification:q}"
         " --start-from {input.model:q}"
         " --micro-batch {resources.micro_batch}"
@@ -38,7 +42,7 @@ rule mid_train:
         " --tokens {input.tokens:q}"
         " --resume {params.resume:q}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"
 
 
 use rule mid_train as sft with:
@@ -46,6 +50,7 @@ use rule mid_train as sft with:
         tokenizer=owned("results/{run}/tokenizer/manifest.json"),
         tokens=owned("results/{run}/tokens/sft/manifest.json"),
         model=owned("results/{run}/mid_train/manifest.json"),
+        preflight=proof("sft"),
     output:
         manifest="results/{run}/sft/manifest.json",
     log:
@@ -54,6 +59,7 @@ use rule mid_train as sft with:
         "results/{run}/benchmarks/sft.tsv"
     resources:
         ranks=1,
+        slurm_extra=SLURM_EXTRA,
         mem="64GB",
         runtime="12h",
         micro_batch=run_time("sft", "micro_batch"),
@@ -68,6 +74,7 @@ rule chat_eval:
     input:
         model=lambda wildcards: owned(f"results/{{run}}/{wildcards.model}/manifest.json")(wildcards),
         data=downloaded(lambda run: CONFIG.files_needed(run, "chat_eval/sft")),
+        preflight=lambda wildcards: proof(f"chat_eval/{wildcards.model}")(wildcards),
     output:
         manifest="results/{run}/chat_eval/{model}/manifest.json",
     log:
@@ -81,14 +88,17 @@ rule chat_eval:
     threads: 16
     resources:
         ranks=1,
+        slurm_extra=SLURM_EXTRA,
         mem="64GB",
         runtime="4h",
     params:
         specification=lambda wildcards: specification(f"chat_eval/{wildcards.model}")(wildcards),
     shell:
-        "python workflow/scripts/launch.py --ranks {resources.ranks} workflow/scripts/chat_eval.py"
+        "python workflow/scripts/launch.py --ranks {resources.ranks} --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/chat_eval/{wildcards.model} --log {log:q}"
+        " workflow/scripts/chat_eval.py"
         " --specification {params.specification:q}"
         " --model {input.model:q}"
         " --data {input.data:q}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"

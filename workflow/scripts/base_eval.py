@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -47,9 +46,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
 
     specification = args.specification
     with join_ranks(args.device) as ranks:
-        if not ranks.is_main:
-            log.setLevel(logging.WARNING)
-        else:
+        if ranks.is_main:
             attempt.report(stage="base_eval", state="starting", **ranks.record())
         model, tokenizer = load_model(args.model.parent, ranks.device)
         bundle = verified_files(data)["eval_bundle"]

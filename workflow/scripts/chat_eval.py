@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,9 +39,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
 
     specification, name = args.specification, f"chat_eval/{stage.folder.name}"
     with join_ranks(args.device) as ranks:
-        if not ranks.is_main:
-            log.setLevel(logging.WARNING)
-        else:
+        if ranks.is_main:
             attempt.report(stage=name, state="starting", **ranks.record())
         model, tokenizer = load_model(args.model.parent, ranks.device)
         files = verified_files(data)
