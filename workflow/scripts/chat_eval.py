@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat.attempt import Attempt
 from nanochat.manifest import write_json_lines
 from nanochat.partial import Parts, Stopped, finish
-from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files, versions
+from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files, versions
 
 if TYPE_CHECKING:
     from nanochat import tasks
