@@ -4,7 +4,7 @@
 
 Each row is a fresh process that makes a few steps of two micro-batches, as nanochat/train.py does (the second micro-batch finds
 the gradients of the first, so memory is at its highest), and reports medians. Run eagerly, without torch.compile.
-nanochat/memory.py is fitted to the memory found here.
+nanochat/planning/memory.py is fitted to the memory found here.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def machine() -> dict:
     import torch
 
     from nanochat.determinism import use_deterministic_kernels
-    from nanochat.hardware import find
+    from nanochat.planning.hardware import find
 
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = statistics.median(timed(lambda: a @ b) for _ in range(20))

@@ -1,7 +1,7 @@
 """The finished tasks of a long evaluation, kept so that one that was stopped or killed goes on behind them.
 
     part_{task}.json    what a task came to, the seconds it took, and the identity of its evaluation; written atomically into
-                        the stage's state folder (see nanochat.attempt; without a launcher nothing is kept)
+                        the stage's state folder (see nanochat.jobs.attempt; without a launcher nothing is kept)
 
 A task is kept whole or not at all, so a stop costs at most the task that it interrupts. Batches are always made anew from the
 whole task, so an evaluation that was interrupted any number of times ends in the same bytes as one that was not.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from nanochat.attempt import Attempt
+from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json
 from nanochat.stage import Stage, now
 

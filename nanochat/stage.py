@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from nanochat import offline
-from nanochat.attempt import Attempt, follow_launcher
 from nanochat.errors import UserError
+from nanochat.jobs import offline
+from nanochat.jobs.attempt import Attempt, follow_launcher
 from nanochat.manifest import identity, open_verified, publish, republish
 
 log = logging.getLogger("nanochat")

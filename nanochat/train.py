@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.adamw import gradient_of
-from nanochat.attempt import LOST, Attempt
 from nanochat.checkpoint import Commit, Commits, load_weights, weights
 from nanochat.dataloader import Loader
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
-from nanochat.memory import largest_micro_batch, peak_bytes
+from nanochat.jobs.attempt import LOST, Attempt
 from nanochat.optimizer import Optimizer
+from nanochat.planning.memory import largest_micro_batch, peak_bytes
 from nanochat.schedule import divisor_at_most, flops_per_token, learning_rate_scale
 from nanochat.stage import now, versions
 

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from nanochat.slurm_queue import Queue, read_queue
-from nanochat.watch_state import Watcher
-from nanochat.watch_text import render
+from nanochat.watching.queue import Queue, read_queue
+from nanochat.watching.state import Watcher
+from nanochat.watching.text import render
 
 SECONDS_BETWEEN_QUESTIONS = 15  # to SLURM's controller, which everybody shares
 SECONDS_AFTER_A_PROBLEM = 60

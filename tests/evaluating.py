@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nanochat.attempt import Attempt
+from nanochat.jobs.attempt import Attempt
 
 MEETING_SECONDS = 60
 

@@ -14,7 +14,7 @@ LAUNCH = str(ROOT / "workflow" / "scripts" / "launch.py")
 COUNTER = """
 import argparse, os, signal, sys, time
 from pathlib import Path
-from nanochat.attempt import Attempt
+from nanochat.jobs.attempt import Attempt
 from nanochat.errors import UserError
 from nanochat.stage import run_program
 

@@ -9,11 +9,11 @@ from small_models import random_model, small_tokenizer
 
 from nanochat import tasks
 from nanochat.accuracy import wilson_interval
-from nanochat.attempt import Attempt
 from nanochat.chat_eval import chatcore, evaluate_chat
 from nanochat.distributed import Ranks
 from nanochat.engine import Engine
 from nanochat.errors import UserError
+from nanochat.jobs.attempt import Attempt
 from nanochat.partial import Parts, Stopped
 
 HUB = {

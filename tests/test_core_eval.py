@@ -12,11 +12,11 @@ import yaml
 from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 
-from nanochat.attempt import Attempt
 from nanochat.core_bundle import read_bundle, render_prompts
 from nanochat.core_eval import evaluate_core, find_scored
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
+from nanochat.jobs.attempt import Attempt
 from nanochat.partial import Parts, Stopped
 
 # -- the plain way: as the definitions say, and as slow as they are ----------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nanochat import slurm
-from nanochat.deadline import Deadline, find_deadline
 from nanochat.errors import UserError
+from nanochat.jobs import slurm
+from nanochat.jobs.deadline import Deadline, find_deadline
 
 
 @pytest.fixture

@@ -17,14 +17,15 @@ import pytest
 from bad_server import ABSENT, BEHAVIOURS, BY_NAME, CONTENT, ETAG, RIGHT, BadServer, Behaviour, Handler, cut_at, table
 from project import ROOT, wait_for
 
-from nanochat import download_checks, download_part
-from nanochat.download import fetch
-from nanochat.download_ask import next_address, redact, scrub
-from nanochat.download_checks import UNKNOWN, Expected, Found
-from nanochat.download_http import retry_after
-from nanochat.download_limits import Clock, Limits
-from nanochat.download_part import Part
-from nanochat.download_progress import Progress
+from nanochat.downloads import checks as download_checks
+from nanochat.downloads import part as download_part
+from nanochat.downloads.ask import next_address, redact, scrub
+from nanochat.downloads.checks import UNKNOWN, Expected, Found
+from nanochat.downloads.fetch import fetch
+from nanochat.downloads.http import retry_after
+from nanochat.downloads.limits import Clock, Limits
+from nanochat.downloads.part import Part
+from nanochat.downloads.progress import Progress
 from nanochat.errors import UserError
 
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -139,7 +140,7 @@ def test_without_the_digest_check_altered_bytes_would_get_through(server, tmp_pa
 
 
 def test_without_the_check_for_error_pages_a_web_page_would_get_through(server, tmp_path, monkeypatch):
-    for module in ("nanochat.download_checks.error_page", "nanochat.download_http.error_page"):
+    for module in ("nanochat.downloads.checks.error_page", "nanochat.downloads.http.error_page"):
         monkeypatch.setattr(module, lambda *_: None)
     get(server.address("html"), tmp_path, UNKNOWN, name="words.txt")
     assert b"Sign in" in (tmp_path / "words.txt").read_bytes()
@@ -196,8 +197,8 @@ def test_a_resumed_file_with_a_wrong_sha256_is_fetched_once_more_as_a_whole(serv
 CHILD = """
 import sys
 from pathlib import Path
-from nanochat.download import fetch
-from nanochat.download_checks import Expected
+from nanochat.downloads.fetch import fetch
+from nanochat.downloads.checks import Expected
 fetch(sys.argv[1], Path(sys.argv[2]), Expected(int(sys.argv[3]), sys.argv[4]))
 """
 

@@ -13,8 +13,8 @@ import yaml
 from bad_server import ALTERED, BY_NAME, CONTENT, RIGHT, BadServer, Behaviour
 from project import ROOT, Project
 
-from nanochat.download_checks import Found
-from nanochat.download_lock import Lock
+from nanochat.downloads.checks import Found
+from nanochat.downloads.lock import Lock
 from nanochat.errors import UserError
 from nanochat.manifest import open_verified
 

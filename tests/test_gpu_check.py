@@ -10,9 +10,9 @@ import pytest
 import torch
 from project import ROOT, Project
 
-from nanochat import machine_check
 from nanochat.distributed import Ranks
 from nanochat.gpt import GPTConfig
+from nanochat.jobs import machine_check
 
 A100 = {
     "name": "NVIDIA A100-SXM4-80GB",

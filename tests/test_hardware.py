@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nanochat.hardware import DEVICES, by_gres, find, gpus_here
+from nanochat.planning.hardware import DEVICES, by_gres, find, gpus_here
 
 
 @pytest.mark.parametrize(

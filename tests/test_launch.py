@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import Stage, wait_for
 
-from nanochat.processes import is_alive, start_time
+from nanochat.jobs.processes import is_alive, start_time
 
 TRAINING = Path(__file__).with_name("training.py")
 # asked to stop at once: every segment is one step, on a machine of any speed

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from nanochat import lease as module
-from nanochat.attempt import Attempt, ask_to_stop, newest_claim, read_stop
 from nanochat.errors import UserError
-from nanochat.lease import claim, read_holder, take_lease
+from nanochat.jobs import lease as module
+from nanochat.jobs.attempt import Attempt, ask_to_stop, newest_claim, read_stop
+from nanochat.jobs.lease import claim, read_holder, take_lease
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,8 +23,8 @@ HOLDER = """
 import logging, sys, time
 from itertools import pairwise
 from pathlib import Path
-from nanochat.attempt import read_stop
-from nanochat.lease import take_lease
+from nanochat.jobs.attempt import read_stop
+from nanochat.jobs.lease import take_lease
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
 state, seconds = Path(sys.argv[1]), float(sys.argv[2])
 lease = take_lease(state, name="base_train")
@@ -42,7 +42,7 @@ TAKER = """
 import os, sys, time
 from itertools import pairwise
 from pathlib import Path
-from nanochat import lease
+from nanochat.jobs import lease
 if "--not-exclusive" in sys.argv:
     lease.os.O_EXCL = 0
 folder, who = Path(sys.argv[1]), sys.argv[2]

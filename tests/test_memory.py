@@ -4,9 +4,9 @@ import pytest
 import torch
 from small_models import random_model
 
-from nanochat import memory
-from nanochat.memory import largest_micro_batch, peak_bytes
 from nanochat.optimizer import build_optimizer
+from nanochat.planning import memory
+from nanochat.planning.memory import largest_micro_batch, peak_bytes
 from nanochat.presets import PRESETS
 
 D20 = {"n_layer": 20, "n_head": 10, "n_kv_head": 10, "n_embd": 1280}

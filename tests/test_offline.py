@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from conftest import skip_or_fail
 
-from nanochat import offline, seccomp
 from nanochat.errors import UserError
+from nanochat.jobs import offline, seccomp
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE = str(ROOT / "tests" / "probe.py")
@@ -36,7 +36,7 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534"]
 WITHOUT_NAMESPACES = ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh"]
 REFUSING = """
 import errno, os, sys
-from nanochat.seccomp import *
+from nanochat.jobs.seccomp import *
 NUMBERS = {"x86_64": {"unshare": 272, "prctl": 157}, "aarch64": {"unshare": 97, "prctl": 167}}[os.uname().machine]
 first = {"unshare": 0, "prctl": PR_SET_SECCOMP}
 code = []
@@ -129,7 +129,7 @@ def own_address() -> str:
 
 def decision(run, site: list[str], *, ranks: int) -> offline.Jail:
     """What jail() decides on such a site."""
-    program = f"from nanochat.offline import jail; found = jail(ranks={ranks}); print(found.method, found.description)"
+    program = f"from nanochat.jobs.offline import jail; found = jail(ranks={ranks}); print(found.method, found.description)"
     found = run([*site, sys.executable, "-c", program])
     assert found.returncode == 0, found.stderr
     method, _, description = found.stdout.removesuffix("\n").partition(" ")
@@ -374,7 +374,7 @@ def test_only_linux_can(monkeypatch):
 
 
 def test_the_command_line_runs_nothing_where_nothing_keeps_it_in(run):
-    command = [sys.executable, "-m", "nanochat.offline", "run", "--", "echo", "ran"]
+    command = [sys.executable, "-m", "nanochat.jobs.offline", "run", "--", "echo", "ran"]
     assert run(command).stdout == "ran\n"
     found = run([*site_refusing("unshare,prctl"), *command])
     assert found.returncode == 1 and found.stdout == ""
@@ -393,7 +393,7 @@ def test_a_command_that_is_not_there_is_named(run):
 REACHING = """
 import sys
 sys.argv[0] = "some_stage.py"
-from nanochat.offline import name_callers
+from nanochat.jobs.offline import name_callers
 name_callers()
 import http.client, socket
 def fetch(host, port):
@@ -443,7 +443,7 @@ def test_outside_a_stage_there_is_no_hook(run, place, server):
 
 def test_the_hook_stops_python_only(run, place, server):
     """Why it is no proof, and why the log says that nothing is enforced."""
-    program = "import subprocess, sys\nfrom nanochat.offline import name_callers\nname_callers()\n"
+    program = "import subprocess, sys\nfrom nanochat.jobs.offline import name_callers\nname_callers()\n"
     program += f"print(subprocess.run([sys.executable, {PROBE!r}, *sys.argv[1:]], capture_output=True, text=True).stdout)"
     found = stage(run, place, program, *server, method="hook")
     assert set(json.loads(found.stdout).values()) == {"through"}
@@ -451,7 +451,7 @@ def test_the_hook_stops_python_only(run, place, server):
 
 QUIET = """
 import os, socket, sys, tempfile
-from nanochat.offline import name_callers
+from nanochat.jobs.offline import name_callers
 name_callers()
 with socket.create_server(("127.0.0.1", 0)) as server:
     for host in ("127.0.0.1", "localhost", "::ffff:127.0.0.1", "0.0.0.0"):
@@ -480,7 +480,7 @@ def test_loopback_and_unix_sockets_are_not_the_hooks_business(run, place):
 
 LIBRARY = """
 import sys
-from nanochat.offline import name_callers
+from nanochat.jobs.offline import name_callers
 name_callers()
 import requests
 def load_tokenizer():

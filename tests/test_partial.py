@@ -14,10 +14,10 @@ from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 from test_core_eval import write_bundle
 
-from nanochat.attempt import Attempt, ask_to_stop
 from nanochat.checkpoint import save_model
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
+from nanochat.jobs.attempt import Attempt, ask_to_stop
 from nanochat.manifest import publish
 from nanochat.partial import Parts, Stopped, Work
 

@@ -8,13 +8,13 @@ import yaml
 from configurations import load
 from project import ROOT, Project
 
-from nanochat import disk
 from nanochat.config import load_config
-from nanochat.disk import look, missing_sources, needs, space_problems
-from nanochat.hardware import find
-from nanochat.plan import GPU_STAGES, STAGES, Known, Site, cpu_micro_batch, plan_run, refusals
-from nanochat.plan_text import as_text
-from nanochat.predict import Speed, commit_bytes, count_steps, predict_training, table_speed, train_token_seconds
+from nanochat.planning import disk
+from nanochat.planning.disk import look, missing_sources, needs, space_problems
+from nanochat.planning.hardware import find
+from nanochat.planning.plan import GPU_STAGES, STAGES, Known, Site, cpu_micro_batch, plan_run, refusals
+from nanochat.planning.predict import Speed, commit_bytes, count_steps, predict_training, table_speed, train_token_seconds
+from nanochat.planning.text import as_text
 from nanochat.presets import PRESETS
 
 PTOLEMY = Site(8, "a100", 16, 720)

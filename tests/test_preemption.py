@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from project import wait_for
 
-from nanochat import preemption
+from nanochat.jobs import preemption
 
 BEGUN = datetime.fromisoformat("2026-11-01T12:00:00")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from project import ROOT, Project
 
-from nanochat import inventory
 from nanochat.config import load_config
-from nanochat.inventory import find_problems
 from nanochat.manifest import publish, sha256
+from nanochat.planning import inventory
+from nanochat.planning.inventory import find_problems
 
 TINY = load_config("config/tiny.yaml")
 SMALL = load_config("config/small.yaml")

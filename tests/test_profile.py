@@ -17,7 +17,7 @@ from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 
 from nanochat.config import load_config
 from nanochat.errors import UserError
-from nanochat.mail import mail_options, read_settings
+from nanochat.jobs.mail import mail_options, read_settings
 
 GPU_STAGES = ["base_train", "base_eval", "mid_train", "sft", "chat_eval"]
 CPU_STAGES = ["tokenizer", "tokens_pretrain", "tokens_mid_train", "tokens_sft"]

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanochat import plots
 from nanochat.accuracy import wilson_interval
 from nanochat.errors import UserError
 from nanochat.manifest import publish, write_json_lines
-from nanochat.report import FILES, STAGES, write_report
-from nanochat.report_making import parameter_rows, preset
-from nanochat.report_text import code, count, duration, fenced, inline, memory, percent, table
+from nanochat.reports import plots
+from nanochat.reports.making import parameter_rows, preset
+from nanochat.reports.report import FILES, STAGES, write_report
+from nanochat.reports.text import code, count, duration, fenced, inline, memory, percent, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -611,7 +611,9 @@ def test_running_mean_is_the_mean_of_the_rows_before():
 
 
 def test_report_needs_no_torch_and_no_display():
-    program = "import sys, nanochat.report; print([m for m in ('torch', 'tkinter', 'matplotlib.pyplot') if m in sys.modules])"
+    program = (
+        "import sys, nanochat.reports.report; print([m for m in ('torch', 'tkinter', 'matplotlib.pyplot') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from nanochat import train as module
-from nanochat.attempt import ask_to_stop
 from nanochat.checkpoint import Commits
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.memory import largest_micro_batch
+from nanochat.jobs.attempt import ask_to_stop
+from nanochat.planning.memory import largest_micro_batch
 from nanochat.train import Numerics, choose_micro_batch, clip_gradients, sum_of_losses
 
 PROGRAM = str(Path(__file__).with_name("training.py"))

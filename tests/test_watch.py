@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from project import ROOT, wait_for
 
-from nanochat import hardware, runs
-from nanochat.processes import process_space, start_time
-from nanochat.slurm_queue import Job, Queue, parse, read_queue
-from nanochat.watch_state import EVALUATED, MADE_FROM, OPTIONAL, STAGES, Stage, Watcher, work_of
-from nanochat.watch_text import clock, render
+from nanochat import runs
+from nanochat.jobs.processes import process_space, start_time
+from nanochat.planning import hardware
+from nanochat.watching.queue import Job, Queue, parse, read_queue
+from nanochat.watching.state import EVALUATED, MADE_FROM, OPTIONAL, STAGES, Stage, Watcher, work_of
+from nanochat.watching.text import clock, render
 
 A100 = "NVIDIA A100-SXM4-80GB"
 NO_SLURM = Queue(problem="squeue is not installed here")

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from nanochat import train as module
-from nanochat.attempt import Attempt, follow_launcher
 from nanochat.checkpoint import Commits, weights
 from nanochat.dataloader import Loader, PackedRows
 from nanochat.determinism import use_deterministic_kernels
 from nanochat.distributed import join_ranks
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.jobs.attempt import Attempt, follow_launcher
 from nanochat.optimizer import build_optimizer
 from nanochat.train import Numerics, Schedule, train
 

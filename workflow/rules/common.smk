@@ -14,14 +14,14 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from nanochat import preemption
+from nanochat.jobs import preemption
 from nanochat.config import freeze, load_config
-from nanochat.disk import is_as_specified, look, missing_sources, needs, num_cores, space_problems
+from nanochat.planning.disk import is_as_specified, look, missing_sources, needs, num_cores, space_problems
 from nanochat.errors import UserError
-from nanochat.hardware import gpus_here
-from nanochat.inventory import find_problems
-from nanochat.mail import mail_options
-from nanochat.plan import GPU_STAGES, STAGES, TRAININGS, Site, plan_run, refusals, rule_of
+from nanochat.planning.hardware import gpus_here
+from nanochat.planning.inventory import find_problems
+from nanochat.jobs.mail import mail_options
+from nanochat.planning.plan import GPU_STAGES, STAGES, TRAININGS, Site, plan_run, refusals, rule_of
 from nanochat.specifications import COMPARISON_VOCABULARIES
 
 # Programs run with the Python that runs Snakemake, and find the library in this checkout, also where it is not installed.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.attempt import Attempt
+from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json, write_json_lines
 from nanochat.partial import Parts, Stopped, Work, finish
 from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files, versions

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.attempt import Attempt
+from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json_lines
 from nanochat.partial import Parts, Stopped, finish
 from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files, versions

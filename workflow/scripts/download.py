@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 from nanochat.catalogue import CatalogueFile, load_catalogue
-from nanochat.download import fetch
-from nanochat.download_ask import redact
-from nanochat.download_checks import Expected, Found, check
-from nanochat.download_lock import Lock
+from nanochat.downloads.ask import redact
+from nanochat.downloads.checks import Expected, Found, check
+from nanochat.downloads.fetch import fetch
+from nanochat.downloads.lock import Lock
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, atomic_path
 from nanochat.stage import Stage, log, run_program

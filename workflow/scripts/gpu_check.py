@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat import machine_check
 from nanochat.distributed import Ranks, join_ranks
 from nanochat.errors import UserError
+from nanochat.jobs import machine_check
 from nanochat.manifest import atomic_path, write_json
 from nanochat.stage import run_program
 

@@ -1,4 +1,4 @@
-"""Start a stage program, as one process or as several ranks through torchrun, and see it to its end (nanochat.launcher).
+"""Start a stage program, as one process or as several ranks through torchrun, and see it to its end (nanochat.jobs.launcher).
 
 python workflow/scripts/launch.py --ranks 8 --state results/d20/resume/base_train workflow/scripts/train.py --help
 """
@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from nanochat.hardware import ON_CPUS
-from nanochat.launcher import Work, launch
+from nanochat.jobs.launcher import Work, launch
+from nanochat.planning.hardware import ON_CPUS
 from nanochat.stage import run_program
 
 

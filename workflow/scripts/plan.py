@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from nanochat.config import Config, load_config
-from nanochat.disk import look, missing_files, missing_sources, needs, space_problems
-from nanochat.hardware import ON_CPUS
-from nanochat.plan import TRAININGS, Known, Site, cpu_micro_batch, plan_run, refusals
-from nanochat.plan_text import as_text
-from nanochat.predict import Speed
+from nanochat.planning.disk import look, missing_files, missing_sources, needs, space_problems
+from nanochat.planning.hardware import ON_CPUS
+from nanochat.planning.plan import TRAININGS, Known, Site, cpu_micro_batch, plan_run, refusals
+from nanochat.planning.predict import Speed
+from nanochat.planning.text import as_text
 from nanochat.stage import run_program
 
 
@@ -61,7 +61,7 @@ def known_of(config: Config, run: str, sites: dict[str, Site]) -> Known:
 def measure(model: Mapping[str, Any], micro_batches: Mapping[str, int], *, cores: int) -> dict[str, Speed]:
     """In a process of its own, with the settings that trainings are started with."""
     job = json.dumps({"model": model, "micro_batches": micro_batches, "cores": cores})
-    command = [sys.executable, "-m", "nanochat.speed", job]
+    command = [sys.executable, "-m", "nanochat.planning.speed", job]
     done = subprocess.run(command, env={**ON_CPUS, **os.environ}, stdout=subprocess.PIPE, text=True, check=True)
     return {stage: Speed(**keys) for stage, keys in (json.loads(done.stdout) or {}).items()}
 

@@ -10,11 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nanochat import predict
 from nanochat.errors import UserError
-from nanochat.inventory import find_problems
 from nanochat.manifest import open_verified
-from nanochat.plan import GPU_STAGES, TRAININGS, Site, cpu_micro_batch, speed_of
+from nanochat.planning import predict
+from nanochat.planning.inventory import find_problems
+from nanochat.planning.plan import GPU_STAGES, TRAININGS, Site, cpu_micro_batch, speed_of
 from nanochat.stage import Stage, by_key, log, run_program, stage_parser
 
 
@@ -51,7 +51,7 @@ def commit_every(text: str) -> tuple[str, int]:
 
 
 def run(args: argparse.Namespace, stage: Stage, tokens: dict[str, Path], data: dict[str, Path]) -> None:
-    from nanochat import preflight  # imports PyTorch, which a proof that stands already does not need
+    from nanochat.planning import preflight  # imports PyTorch, which a proof that stands already does not need
 
     specification, model = args.specification, args.specification["model"]
     tokenizer = preflight.open_tokenizer(open_verified(args.tokenizer), vocab_size=model["vocab_size"])
@@ -103,7 +103,7 @@ def find_speeds(sites: dict[str, Site], specification: dict) -> dict[str, predic
     }
     micro_batches = {stage: cpu_micro_batch(model, rows[stage]) for stage in TRAININGS if stage in here and stage in rows}
     if micro_batches:
-        from nanochat.speed import measure_speeds
+        from nanochat.planning.speed import measure_speeds
 
         cores = max(sites[stage].threads for stage in micro_batches)
         measured = measure_speeds(model, micro_batches=micro_batches, cores=cores) or {}

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from nanochat.manifest import MANIFEST
-from nanochat.report import write_report
+from nanochat.reports.report import write_report
 from nanochat.stage import Stage, run_program
 
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat.attempt import Attempt
 from nanochat.errors import UserError
+from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json_lines
 from nanochat.schedule import flops_per_token, num_training_steps
 from nanochat.stage import Stage, log, run_program, stage_parser

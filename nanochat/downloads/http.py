@@ -17,11 +17,11 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from nanochat.download_ask import PUBLISHER, Answer, Source, ask, reason, redact, scrub, where
-from nanochat.download_checks import HEAD_BYTES, Expected, error_page, has_end, printable, require_space, worded_size
-from nanochat.download_limits import Clock, Limits, TryAgain
-from nanochat.download_part import Part
-from nanochat.download_progress import Progress
+from nanochat.downloads.ask import PUBLISHER, Answer, Source, ask, reason, redact, scrub, where
+from nanochat.downloads.checks import HEAD_BYTES, Expected, error_page, has_end, printable, require_space, worded_size
+from nanochat.downloads.limits import Clock, Limits, TryAgain
+from nanochat.downloads.part import Part
+from nanochat.downloads.progress import Progress
 from nanochat.errors import UserError
 
 log = logging.getLogger("nanochat")

@@ -12,7 +12,7 @@ nothing here rests on flock, nor on comparing times of two machines:
 Old claims stay (the last 20): somebody who sees an old state of the folder must find their number taken.
 
 The numbers fence as well: a program that was frozen for so long that it was taken for dead looks for a higher number before it
-commits (`nanochat.attempt`), and writes nothing when there is one.
+commits (`nanochat.jobs.attempt`), and writes nothing when there is one.
 
 A holder is dead when its process is gone (on the same machine), when SLURM says that its job does not run, or when its
 heartbeat does not change while we watch for two minutes. One that lives is asked to commit and to let go.
@@ -31,11 +31,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat import slurm
-from nanochat.attempt import CLAIMS, ask_to_stop, newest_claim, now_text, read_json, write_whole
-from nanochat.deadline import seconds_from_environment
 from nanochat.errors import UserError
-from nanochat.processes import is_alive, process_space, start_time
+from nanochat.jobs import slurm
+from nanochat.jobs.attempt import CLAIMS, ask_to_stop, newest_claim, now_text, read_json, write_whole
+from nanochat.jobs.deadline import seconds_from_environment
+from nanochat.jobs.processes import is_alive, process_space, start_time
 
 log = logging.getLogger("nanochat")
 

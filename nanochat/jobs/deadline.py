@@ -11,8 +11,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from nanochat import slurm
 from nanochat.errors import UserError
+from nanochat.jobs import slurm
 
 SECONDS_OF_MARGIN = (20.0, 300.0)
 SHARE_OF_MARGIN = 0.05

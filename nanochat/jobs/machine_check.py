@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanochat import hardware, offline
 from nanochat.distributed import Ranks, choose_dtype
+from nanochat.jobs import offline
+from nanochat.planning import hardware
 
 BACK_ENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

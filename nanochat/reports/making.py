@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat.presets import PRESETS
-from nanochat.report_text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
+from nanochat.reports.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 from nanochat.schedule import count_parameters, flops_per_token
 
 if TYPE_CHECKING:
-    from nanochat.report import StageData
+    from nanochat.reports.report import StageData
 
 Stages = Mapping[str, "StageData"]
 Blocks = list[Markdown]

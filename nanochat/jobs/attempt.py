@@ -3,7 +3,7 @@
 They talk through files in the stage's state folder, `results/{run}/resume/{stage}/`, because nothing else gets through
 torchrun, SLURM and several machines alike: signals are eaten on the way and torchrun returns 1 whatever its ranks return.
 
-    claims/00000007.json   who works on this stage: the highest number does, see `nanochat.lease`
+    claims/00000007.json   who works on this stage: the highest number does, see `nanochat.jobs.lease`
     stop.json              a request to stop, addressed to the holder of one claim
     status.json            how far the program is, written by its main rank
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.processes import is_alive
+from nanochat.jobs.processes import is_alive
 
 STATUS = "status.json"
 STOP = "stop.json"

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat import plots, report_machine, report_making, report_predictions, report_scores, runs
+from nanochat import runs
 from nanochat.errors import UserError
 from nanochat.manifest import Artefact, atomic_path, open_verified
-from nanochat.report_text import Markdown, code, inline
+from nanochat.reports import machine, making, plots, predictions, scores
+from nanochat.reports.text import Markdown, code, inline
 
 REPORT, LOSSES, CORE, CHAT = "report.md", "loss.png", "core.png", "chat.png"
 FILES = (REPORT, LOSSES, CORE, CHAT)
@@ -63,7 +64,7 @@ def write_report(
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"report: stage {unknown[0]!r} is unknown; there are {', '.join(STAGES)}")
     data = {name: collect(name, stages.get(name), (logs or {}).get(name)) for name in STAGES}
-    for name, seconds in report_predictions.predicted_seconds(data, preflights or {}).items():
+    for name, seconds in predictions.predicted_seconds(data, preflights or {}).items():
         data[name].predicted_s = seconds
     plots.plot_losses(folder / LOSSES, {name: data[name].metrics for name in TRAININGS})
     plots.plot_core(folder / CORE, data["base_eval"].results.get("tasks"), data["base_eval"].results.get("core"))
@@ -76,18 +77,18 @@ def write_report(
 def document(stages: Mapping[str, StageData], specification: Mapping[str, Any], title: str) -> str:
     """The whole text: title, what is missing, then the sections from the scores to the specification."""
     sections = {
-        "Summary": report_scores.summary(stages, specification),
-        "Model": report_making.model(stages),
-        "Data": report_making.data(stages),
-        "Training": report_making.training(stages, figure=LOSSES),
-        "Base evaluation": report_scores.base_evaluation(stages, figure=CORE),
-        "Chat evaluation": report_scores.chat_evaluation(stages, figure=CHAT),
-        "Samples": report_scores.samples(stages),
-        "Machine and time": report_machine.machine_and_time(stages, specification),
-        "Provenance": report_machine.provenance(stages, specification),
-        "Specification": report_machine.full_specification(stages, specification),
+        "Summary": scores.summary(stages, specification),
+        "Model": making.model(stages),
+        "Data": making.data(stages),
+        "Training": making.training(stages, figure=LOSSES),
+        "Base evaluation": scores.base_evaluation(stages, figure=CORE),
+        "Chat evaluation": scores.chat_evaluation(stages, figure=CHAT),
+        "Samples": scores.samples(stages),
+        "Machine and time": machine.machine_and_time(stages, specification),
+        "Provenance": machine.provenance(stages, specification),
+        "Specification": machine.full_specification(stages, specification),
     }
-    blocks = [f"# {inline(title)}", *report_scores.missing(stages)]
+    blocks = [f"# {inline(title)}", *scores.missing(stages)]
     for heading, body in sections.items():
         blocks += [f"## {heading}", *body]
     return "\n\n".join(blocks) + "\n"
@@ -137,5 +138,5 @@ def unfinished(name: str, manifest: Path | None, log: Path | None) -> Markdown:
 
 def chat_tasks(stages: Mapping[str, StageData], name: str) -> dict[str, dict]:
     """The scores of one evaluation, by the tasks' titles and in their usual order."""
-    tasks, usual = stages[name].results.get("tasks", {}), report_scores.chat_task_names(stages)
-    return {report_scores.task_title(task): tasks[task] for task in usual if task in tasks}
+    tasks, usual = stages[name].results.get("tasks", {}), scores.chat_task_names(stages)
+    return {scores.task_title(task): tasks[task] for task in usual if task in tasks}

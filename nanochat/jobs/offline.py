@@ -1,6 +1,6 @@
 """Stages run without network: a jail that the kernel keeps, and a hook that names the Python caller who tried to get out.
 
-    python -m nanochat.offline run -- python workflow/scripts/train.py --help      # what the launcher does for every stage
+    python -m nanochat.jobs.offline run -- python workflow/scripts/train.py --help      # what the launcher does for every stage
 
     method      what the kernel does                                        for
     namespace   a network namespace of the stage's own with only loopback   every stage, also of a normal user
@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 
 from nanochat.errors import UserError
-from nanochat.seccomp import MACHINES, install_filter, libc, socket_filter
+from nanochat.jobs.seccomp import MACHINES, install_filter, libc, socket_filter
 
 VARIABLE = "NANOCHAT_OFFLINE"  # the method; set for every stage but download
 DESCRIPTIONS = {
@@ -108,7 +108,7 @@ def jail(*, ranks: int) -> Jail:
 
 
 def inside(method: str, command: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "nanochat.offline", "run", "--method", method, "--", *command]
+    return [sys.executable, "-m", "nanochat.jobs.offline", "run", "--method", method, "--", *command]
 
 
 def variables(method: str) -> dict[str, str]:
@@ -117,7 +117,7 @@ def variables(method: str) -> dict[str, str]:
 
 def obstacle(method: str) -> str:
     """Why this method does not work here, "" if it does: a child enters it and looks out."""
-    check = [sys.executable, "-m", "nanochat.offline", "check", "--method", method]
+    check = [sys.executable, "-m", "nanochat.jobs.offline", "check", "--method", method]
     try:
         child = subprocess.run(inside(method, check), capture_output=True, text=True, errors="replace", timeout=TRIAL_TIMEOUT_S)
     except subprocess.TimeoutExpired:

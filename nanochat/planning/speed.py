@@ -3,7 +3,7 @@
 Each part is repeated and the median taken, since machines are shared. A model that would take long is not measured: the table
 of devices has to do for it.
 
-    python -m nanochat.speed '{"model": {...}, "micro_batches": {"base_train": 16}, "cores": 2}'   # prints it as JSON
+    python -m nanochat.planning.speed '{"model": {...}, "micro_batches": {"base_train": 16}, "cores": 2}'   # prints it as JSON
 """
 
 import json
@@ -19,7 +19,7 @@ from nanochat.distributed import choose_dtype
 from nanochat.engine import KVCache
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optimizer import build_optimizer
-from nanochat.predict import Speed, table_speed
+from nanochat.planning.predict import Speed, table_speed
 from nanochat.train import sum_of_losses
 
 SECONDS_A_PART = 1.2  # of repetitions, for each of the few parts that are timed

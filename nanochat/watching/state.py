@@ -29,10 +29,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nanochat import hardware
-from nanochat.processes import is_alive, process_space
-from nanochat.slurm_queue import Job, Queue
-from nanochat.watch_files import (
+from nanochat.jobs.processes import is_alive, process_space
+from nanochat.planning import hardware
+from nanochat.watching.files import (
     Document,
     age,
     is_file,
@@ -49,6 +48,7 @@ from nanochat.watch_files import (
     read,
     text,
 )
+from nanochat.watching.queue import Job, Queue
 
 # in the order in which they run; a test keeps it equal to nanochat.runs.STAGES, which takes 0.2 s to import
 STAGES = (

@@ -13,7 +13,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanochat.download_checks import Expected, Found
+from nanochat.downloads.checks import Expected, Found
 from nanochat.errors import UserError
 
 log = logging.getLogger("nanochat")

@@ -1,19 +1,19 @@
 """torchrun on one machine, whose exit code tells what the first rank died of. torchrun itself returns 1 whatever happened.
 
-python -m nanochat.torchrun 8 workflow/scripts/train.py --help
+python -m nanochat.jobs.torchrun 8 workflow/scripts/train.py --help
 """
 
 import signal
 import sys
 
-from nanochat.attempt import die_with_launcher
+from nanochat.jobs.attempt import die_with_launcher
 
 
 def main() -> None:
     ranks, *program = sys.argv[1:]
     die_with_launcher()
-    # SLURM may signal every process of a job; the ranks see to it themselves (nanochat.attempt). A handler, as ranks inherit
-    # an ignored signal, but not a handler
+    # SLURM may signal every process of a job; the ranks see to it themselves (nanochat.jobs.attempt). A handler, as ranks
+    # inherit an ignored signal, but not a handler
     signal.signal(signal.SIGTERM, lambda *_: None)
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

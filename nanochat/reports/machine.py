@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanochat.hardware import find
-from nanochat.report_text import (
+from nanochat.planning.hardware import find
+from nanochat.reports.text import (
     NOTHING,
     Markdown,
     code,
@@ -27,7 +27,7 @@ from nanochat.report_text import (
 from nanochat.schedule import flops_per_token
 
 if TYPE_CHECKING:
-    from nanochat.report import StageData
+    from nanochat.reports.report import StageData
 
 Stages = Mapping[str, "StageData"]
 Blocks = list[Markdown]

@@ -14,8 +14,8 @@ from pathlib import Path
 from nanochat.config import Config
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified
-from nanochat.plan import STAGES, TRAININGS, Known, Row
-from nanochat.predict import Counts, commit_bytes, model_bytes
+from nanochat.planning.plan import STAGES, TRAININGS, Known, Row
+from nanochat.planning.predict import Counts, commit_bytes, model_bytes
 from nanochat.specifications import COMPARISON_VOCABULARIES
 
 # where nothing tells the size of a file: a FineWeb-Edu shard has about 100 MB

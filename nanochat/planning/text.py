@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 
 from nanochat.config import Config
-from nanochat.disk import Need, absent_vocabularies, by_disk, file_of, gigabytes, missing_files
-from nanochat.plan import STAGES, Row, long_time
+from nanochat.planning.disk import Need, absent_vocabularies, by_disk, file_of, gigabytes, missing_files
+from nanochat.planning.plan import STAGES, Row, long_time
 from nanochat.schedule import count_parameters, flops_per_token
 
 NOTHING = "-"
@@ -30,7 +30,9 @@ def run_text(config: Config, run: str, rows: Sequence[Row]) -> str:
     cells = [cells_of(row) for row in rows]
     lines += indented(aligned([HEADER, *cells, total_of(rows)]))
     unknown = dict.fromkeys(row.site.gpu for row in rows if row.num_gpus and row.site.device is None)
-    lines += [f"  {gpu} is not in the table of nanochat/hardware.py, so nothing is predicted for it" for gpu in unknown]
+    lines += [
+        f"  {gpu} is not in the table of nanochat/planning/hardware.py, so nothing is predicted for it" for gpu in unknown
+    ]
     if any(row.prediction is None for row in rows):
         lines.append(f"  {NOTHING}: not known before the stages ahead of it are done")
     others = [f"{stage} from {owner}" for stage, owner in reused(config, run)]

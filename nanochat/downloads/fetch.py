@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from nanochat.download_ask import redact, scrub
-from nanochat.download_checks import UNKNOWN, Expected, Found, check, require_space, worded_size
-from nanochat.download_http import transfer
-from nanochat.download_limits import CLOCK, LIMITS, Clock, Limits
-from nanochat.download_part import Part
+from nanochat.downloads.ask import redact, scrub
+from nanochat.downloads.checks import UNKNOWN, Expected, Found, check, require_space, worded_size
+from nanochat.downloads.http import transfer
+from nanochat.downloads.limits import CLOCK, LIMITS, Clock, Limits
+from nanochat.downloads.part import Part
 from nanochat.errors import UserError
 from nanochat.manifest import atomic_path
 

@@ -1,4 +1,4 @@
-"""What devices can do at most, by the name PyTorch reports. Which share of it our trainings reach is in `nanochat.predict`.
+"""What devices can do at most, by the name PyTorch reports. Which share our trainings reach is in `nanochat.planning.predict`.
 
     find("NVIDIA A100-SXM4-80GB").peak_flops   # 312e12
     by_gres("a100").memory_bytes               # of SLURM's --gres=gpu:a100:8

@@ -4,7 +4,7 @@
     refusals(rows)                             # one sentence, with the remedy, for everything that cannot work
 
 A `Site` is what the profile gives a stage: GPUs or cores, and how long a job may run. What lies on the disk, and how much room
-there is, is in `nanochat.disk`; how it is shown, in `nanochat.plan_text`.
+there is, is in `nanochat.planning.disk`; how it is shown, in `nanochat.planning.text`.
 """
 
 import json
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat import predict
 from nanochat.config import Config
-from nanochat.hardware import Device, find
-from nanochat.memory import largest_micro_batch, peak_bytes
-from nanochat.predict import Prediction, Speed, table_speed
+from nanochat.planning import predict
+from nanochat.planning.hardware import Device, find
+from nanochat.planning.memory import largest_micro_batch, peak_bytes
+from nanochat.planning.predict import Prediction, Speed, table_speed
 from nanochat.schedule import divisor_at_most
 
 TRAININGS = ("base_train", "mid_train", "sft")

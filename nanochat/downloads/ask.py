@@ -14,8 +14,8 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import requests
 
-from nanochat.download_checks import Expected
-from nanochat.download_limits import Limits, TryAgain
+from nanochat.downloads.checks import Expected
+from nanochat.downloads.limits import Limits, TryAgain
 from nanochat.errors import UserError
 
 REDIRECTS = (301, 302, 303, 307, 308)

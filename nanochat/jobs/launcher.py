@@ -28,13 +28,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nanochat import offline, slurm
-from nanochat.attempt import STATUS, ask_to_stop, now_text, read_json, read_stop, write_whole
-from nanochat.deadline import Deadline, find_deadline, seconds_from_environment
 from nanochat.errors import UserError
-from nanochat.lease import Lease, take_lease
+from nanochat.jobs import offline, slurm
+from nanochat.jobs.attempt import STATUS, ask_to_stop, now_text, read_json, read_stop, write_whole
+from nanochat.jobs.deadline import Deadline, find_deadline, seconds_from_environment
+from nanochat.jobs.lease import Lease, take_lease
+from nanochat.jobs.processes import is_alive, snakemake_above, start_time
 from nanochat.manifest import read_json_lines
-from nanochat.processes import is_alive, snakemake_above, start_time
 
 log = logging.getLogger("nanochat")
 
@@ -139,7 +139,7 @@ class Run:
             "NANOCHAT_CLAIM": str(self.claim),
             "NANOCHAT_LAUNCHER": f"{os.getpid()}:{start_time(os.getpid()) or ''}",
         }
-        several = ["-m", "nanochat.torchrun", str(self.work.ranks)] if self.work.ranks > 1 else []
+        several = ["-m", "nanochat.jobs.torchrun", str(self.work.ranks)] if self.work.ranks > 1 else []
         command = jail.wrap([sys.executable, *several, *self.work.command])
         # a group of its own: Ctrl-C in a terminal reaches the launcher alone, which has the program stop at a commit
         return subprocess.Popen(command, env={**os.environ, **jail.environment, **environment}, process_group=0)

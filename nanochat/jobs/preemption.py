@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from nanochat import slurm
+from nanochat.jobs import slurm
 
 log = logging.getLogger("nanochat")
 

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from nanochat.watch_files import plain
+from nanochat.watching.files import plain
 
 WIDTHS = {"stage": 19, "state": 11, "progress": 17, "loss": 6, "tokens/s": 8, "util": 4, "time": 8}  # 79 with the gaps
 LEFT = ("stage", "state")

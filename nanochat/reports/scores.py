@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanochat.report_machine import gpu_cost, price
-from nanochat.report_making import preset
-from nanochat.report_text import (
+from nanochat.reports.machine import gpu_cost, price
+from nanochat.reports.making import preset
+from nanochat.reports.text import (
     NOTHING,
     Markdown,
     bullets,
@@ -28,7 +28,7 @@ from nanochat.report_text import (
 )
 
 if TYPE_CHECKING:
-    from nanochat.report import StageData
+    from nanochat.reports.report import StageData
 
 Stages = Mapping[str, "StageData"]
 Blocks = list[Markdown]

@@ -1,7 +1,7 @@
 """How long a stage will take: its work, counted, divided by how fast its processes are.
 
 Each `predict_*` takes a specification and what is known of its inputs, and returns a `Prediction`. How fast is a `Speed`:
-measured (a few seconds of real steps, `nanochat.speed`) or from the table of devices (`table_speed`).
+measured (a few seconds of real steps, `nanochat.planning.speed`) or from the table of devices (`table_speed`).
 
 Covered: arithmetic, commits, evaluations during a training, the start of a program.
 Not covered: waiting in a queue, other users of the disk, a model that writes longer answers than were counted.
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nanochat.hardware import CPU_FLOPS_PER_CORE, Device
+from nanochat.planning.hardware import CPU_FLOPS_PER_CORE, Device
 from nanochat.schedule import count_parameters, flops_per_token, num_training_steps
 
 Model = Mapping[str, Any]  # the fields of GPTConfig

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nanochat.slurm import parse_duration
+from nanochat.jobs.slurm import parse_duration
 
 TIMEOUT_S = 5.0
 FIELDS = "%i|%T|%r|%S|%L|%P|%N|%Z|%k"  # the comment last: it may hold anything

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat import predict
-from nanochat.predict import Speed
+from nanochat.planning import predict
+from nanochat.planning.predict import Speed
 
 if TYPE_CHECKING:
-    from nanochat.report import StageData
+    from nanochat.reports.report import StageData
 
 TOKENS = {"base_train": "tokens/pretrain", "mid_train": "tokens/mid_train", "sft": "tokens/sft"}
 
