@@ -40,6 +40,7 @@ check: $(STAMP_DEV) ## lint, formatting, types
 bench: $(STAMP_DEV) ## print this machine's figures
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/dryrun.py
 
 clean: ## remove the environment; results/ and resources/ stay
 	rm -rf $(VENV)

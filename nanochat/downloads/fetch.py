@@ -1,13 +1,13 @@
 """Fetch one file: whole, checked, and published at once. With its parts download_*.py, the only code that reaches the network.
 
     download.py           fetch(): from an address to a file that is right, or to a sentence that says why there is none
-    download_http.py      bytes from an address: ranges, retries, waits
-    download_ask.py       one question and the headers of its answer: redirects, proxies
-    download_part.py      the bytes of a file that is not whole yet; a later start goes on from them
-    download_checks.py    whether these bytes can be the file: size, sha256, error pages, marks of the format
-    download_lock.py      what was found the first time, where the catalogue does not know
-    download_limits.py    how long, how often, how much
-    download_progress.py  bytes, rate, time left
+    http.py               bytes from an address: ranges, retries, waits
+    ask.py                one question and the headers of its answer: redirects, proxies
+    part.py               the bytes of a file that is not whole yet; a later start goes on from them
+    checks.py             whether these bytes can be the file: size, sha256, error pages, marks of the format
+    lock.py               what was found the first time, where the catalogue does not know
+    limits.py             how long, how often, how much
+    progress.py           bytes, rate, time left
 
 Covered: transfers that break off or crawl, servers that answer something else, files that changed, disks that fill up, two
 processes that fetch the same file; docs/downloads.md has the table. Under the file's name is always a whole, checked file.
