@@ -113,6 +113,21 @@ def test_a_program_that_ignores_the_request_is_ended_when_the_grace_is_over(stag
     assert not is_alive(stage.counter_pid(), None)
 
 
+def test_a_program_without_commits_is_ended_at_once(stage):
+    """However long it would have to stop in; by a signal, or because another launcher wants the stage."""
+    process = stage.start("--steps", 10_000, "--deaf", launcher_options=["--no-commits"], NANOCHAT_GRACE_S=10_000)
+    wait_for(stage.steps)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM and "stopped at its beginning" in said
+    first = stage.start("--steps", 10_000, "--deaf", launcher_options=["--no-commits"])
+    before = len(stage.steps())
+    wait_for(lambda: len(stage.steps()) > before)
+    second = stage.start("--steps", 3, launcher_options=["--no-commits"])
+    assert second.wait(timeout=60) == 0
+    assert first.wait(timeout=30) == 1
+
+
 def test_without_a_launcher_attempts_do_nothing(stage):
     stage.state.mkdir(parents=True)
     done = subprocess.run(

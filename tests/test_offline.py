@@ -1,10 +1,6 @@
-"""Stages run without network: every way out is open without the jail and shut inside, for root and for a normal user.
-
-The only servers are this test's own, on an address of this host that is not loopback; nothing leaves the machine.
-"""
+"""Stages run without network: every way out is open without the jail and shut inside, for root and for a normal user."""
 
 import errno
-import http.server
 import json
 import os
 import re
@@ -14,23 +10,18 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import skip_or_fail
+from reaching import PROBE, ROOT, USERS, canary_server, open_folder, runner
 
 from nanochat.errors import UserError
 from nanochat.jobs import offline, seccomp
 
-ROOT = Path(__file__).resolve().parent.parent
-PROBE = str(ROOT / "tests" / "probe.py")
-USERS = ["root", "nobody"] if os.geteuid() == 0 else ["a normal user"]
 KERNEL_METHODS = list(offline.DESCRIPTIONS)
-
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534"]
 
 # Sites that forbid one thing or the other.
 WITHOUT_NAMESPACES = ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"', "sh"]
@@ -55,76 +46,19 @@ def site_refusing(calls: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that every user may enter."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="offline-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o777)
+    with open_folder() as folder:
         yield folder
 
 
 @pytest.fixture(scope="module")
 def run(place):
-    """run(command, user=...): in the repository, as that user."""
-    view = view_for_nobody(place / "bound")
-
-    def run(command, *, user=USERS[0], groups="--clear-groups", before=(), timeout=60, environment=None, **options):
-        if user == "nobody":
-            command = ["unshare", "-m", "sh", "-ec", f'{view}\nexec "$@"', "sh", *NOBODY, groups, *command]
-        variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}
-        return subprocess.run(
-            [*before, *command],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            **options,
-        )
-
-    return run
-
-
-def view_for_nobody(staging: Path) -> str:
-    """Shell lines for a mount namespace where nobody may enter the repository and Python, which may lie in root's home."""
-    needed = sorted({ROOT, Path(sys.prefix), Path(sys.base_prefix)})
-    shut = [next((above for above in reversed(path.parents) if not above.stat().st_mode & 0o001), None) for path in needed]
-    lines = []
-    for number, path in enumerate(needed):
-        lines.append(f"mkdir -p {staging}/{number}; mount --bind {path} {staging}/{number}")
-    lines += [f"mount -t tmpfs -o mode=755 none {above}" for above in sorted({above for above in shut if above})]
-    for number, (path, above) in enumerate(zip(needed, shut, strict=True)):
-        if above:
-            lines.append(f"mkdir -p {path}; mount --bind {staging}/{number} {path}")
-    return "\n".join([*lines, f"cd {ROOT}"])
+    return runner(place / "bound")
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Host and port of a web server on an address of this host that is not loopback."""
-
-    class Canary(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"canary")
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer((own_address(), 0), Canary) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield [str(part) for part in found.server_address[:2]]
-        found.shutdown()
-
-
-def own_address() -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((offline.OUTSIDE[0][1], 9))  # a route is looked up, nothing is sent
-        except OSError:
-            skip_or_fail("this host has no address but loopback")
-        return probe.getsockname()[0]
+    with canary_server() as found:
+        yield found
 
 
 def decision(run, site: list[str], *, ranks: int) -> offline.Jail:

@@ -1,6 +1,6 @@
-"""Fetch one file: whole, checked, and published at once. With its parts download_*.py, the only code that reaches the network.
+"""Fetch one file: whole, checked, and published at once. With the modules beside it, the only code that reaches the network.
 
-    download.py           fetch(): from an address to a file that is right, or to a sentence that says why there is none
+    this one              fetch(): from an address to a file that is right, or to a sentence that says why there is none
     http.py               bytes from an address: ranges, retries, waits
     ask.py                one question and the headers of its answer: redirects, proxies
     part.py               the bytes of a file that is not whole yet; a later start goes on from them

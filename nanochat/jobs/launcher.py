@@ -58,6 +58,7 @@ class Work:
     ranks: int = 1
     log_path: str | None = None
     runtime_min: float | None = None
+    commits: bool = True  # whether it has something to go on from. What has not need not be asked to stop: it is ended
 
     @property
     def name(self) -> str:
@@ -152,11 +153,12 @@ class Run:
                 return Ending(1, "lost", f"{self.lease.new_holder()} took this stage over", {}, True)
             if reason is None and (why := self.why_to_stop()):
                 reason, text, patience = why
-                log.info(f"{self.work.name}: {text}; asked to stop at a commit")
+                log.info(f"{self.work.name}: {text}; {'asked to stop at a commit' if self.work.commits else 'ended'}")
                 ask_to_stop(self.work.state, self.claim, reason=reason, text=text)
-                kill_at = time.monotonic() + patience
+                kill_at = time.monotonic() + (patience if self.work.commits else 0.0)
             if time.monotonic() >= kill_at and not was_killed:
-                log.warning(f"{self.work.name}: did not stop in time; ended by force, what was not committed is lost")
+                if self.work.commits:
+                    log.warning(f"{self.work.name}: did not stop in time; ended by force, what was not committed is lost")
                 was_killed = True
                 self.kill()
             if self.has_ended():
@@ -174,6 +176,8 @@ class Run:
     def why_to_stop(self) -> tuple[str, str, float] | None:
         """(reason, in words, seconds until we end it by force), if the program is to stop now."""
         grace = seconds_from_environment("NANOCHAT_GRACE_S") or GRACE_S
+        if not self.work.commits and (asked := read_stop(self.work.state, self.claim)):
+            return asked["reason"], asked["text"], 0.0  # which a program that commits reads itself
         if self.signals.received:
             return "signal", f"received {signal.Signals(self.signals.received[0]).name}", grace
         if not all(is_alive(*driver) for driver in self.drivers):
@@ -228,7 +232,7 @@ def conclude(ending: Ending, run: Run) -> tuple[int, str]:
 def conclude_stopped(ending: Ending, run: Run) -> tuple[int, str]:
     began, step = run.progress()
     total = f" of {ending.status['num_steps']:,}" if "num_steps" in ending.status else ""
-    where = f"{ending.status.get('unit', 'steps').removesuffix('s')} {step:,}{total}"
+    where = f"{ending.status.get('unit', 'steps').removesuffix('s')} {step:,}{total}" if run.work.commits else "its beginning"
     if ending.reason == "handover":
         return say(run, f"stopped at {where}, as {ending.text}"), "handover"
     if ending.reason == "signal":

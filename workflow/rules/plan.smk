@@ -52,7 +52,7 @@ rule preflight:
     params:
         specification=preflight_specification,
     shell:
-        "python workflow/scripts/launch.py --state results/{wildcards.run:q}/resume/preflight --log {log:q}"
+        "python workflow/scripts/launch.py --no-commits --state results/{wildcards.run:q}/resume/preflight --log {log:q}"
         " workflow/scripts/preflight.py"
         " --specification {params.specification:q}"
         " --tokenizer {input.tokenizer:q}"

@@ -48,11 +48,13 @@ rule report:
         stages=lambda wildcards: reported(wildcards.run),
         preflights=lambda wildcards: preflight_records(wildcards.run),
     shell:
-        "python workflow/scripts/report.py"
+        "python workflow/scripts/launch.py --no-commits"
+        " --state results/{wildcards.run:q}/resume/report --log {log:q}"
+        " workflow/scripts/report.py"
         " --specification {params.specification:q}"
         " --title {params.title:q}"
         " --stages {params.stages:q}"
         " --preflights {params.preflights:q}"
         " --logs results/{wildcards.run:q}/logs"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"

@@ -25,10 +25,12 @@ rule tokenizer:
     params:
         specification=specification("tokenizer"),
     shell:
-        "python workflow/scripts/tokenizer.py"
+        "python workflow/scripts/launch.py --no-commits --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/tokenizer --log {log:q}"
+        " workflow/scripts/tokenizer.py"
         " --specification {params.specification:q}"
         " --shards {input.shards:q}"
         " --validation-shard {input.validation_shard:q}"
         " --vocabularies {input.vocabularies:q}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"

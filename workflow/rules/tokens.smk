@@ -25,14 +25,16 @@ rule tokens_pretrain:
     params:
         specification=specification("tokens/pretrain"),
     shell:
-        "python workflow/scripts/tokens_text.py"
+        "python workflow/scripts/launch.py --no-commits --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/tokens/pretrain --log {log:q}"
+        " workflow/scripts/tokens_text.py"
         " --specification {params.specification:q}"
         " --tokenizer {input.tokenizer:q}"
         " --shards {input.shards:q}"
         " --validation-shard {input.validation_shard:q}"
         " --threads {threads}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"
 
 
 rule tokens_mid_train:
@@ -55,15 +57,18 @@ rule tokens_mid_train:
         runtime="2h",
     params:
         specification=specification("tokens/mid_train"),
+        state="results/{run}/resume/tokens/mid_train",
     shell:
-        "python workflow/scripts/tokens_conversations.py"
+        "python workflow/scripts/launch.py --no-commits --runtime-min {resources.runtime}"
+        " --state {params.state:q} --log {log:q}"
+        " workflow/scripts/tokens_conversations.py"
         " --specification {params.specification:q}"
         " --tokenizer {input.tokenizer:q}"
         " --data {input.data:q}"
         " --files {input.files:q}"
         " --threads {threads}"
         " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | keep_log {log:q}"
 
 
 use rule tokens_mid_train as tokens_sft with:
@@ -79,3 +84,4 @@ use rule tokens_mid_train as tokens_sft with:
         "results/{run}/benchmarks/tokens_sft.tsv"
     params:
         specification=specification("tokens/sft"),
+        state="results/{run}/resume/tokens/sft",

@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="folder of the stage's lease, commits and progress")
     parser.add_argument("--log", help="where this output goes; named in messages")
     parser.add_argument("--runtime-min", type=float, help="time limit in minutes, for when SLURM does not tell")
+    parser.add_argument(
+        "--no-commits", action="store_true", help="it keeps nothing to go on from: to stop it is to end it"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
     args = parser.parse_args()
     if not args.command:
@@ -29,7 +32,8 @@ def main() -> None:
         # Snakemake gives the whole job's threads to every process it starts: share them out
         threads = max(1, int(os.environ.get("OMP_NUM_THREADS", args.ranks)) // args.ranks)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    sys.exit(launch(Work(args.command, args.state, args.ranks, args.log, args.runtime_min)))
+    work = Work(args.command, args.state, args.ranks, args.log, args.runtime_min, commits=not args.no_commits)
+    sys.exit(launch(work))
 
 
 if __name__ == "__main__":
