@@ -29,3 +29,9 @@ def shared_data() -> Path:
     if not REAL_DATA.is_dir():
         skip_or_fail("no real data in ../shared/data")
     return REAL_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first: with two workers, the last file to start decides when the tests end."""
+    longest = ("test_slurm.py", "test_demo.py", "test_small.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
