@@ -1,7 +1,7 @@
 """Talk to a trained model in the terminal.
 
     python -m nanochat.chat results/tiny/sft
-    python -m nanochat.chat results/tiny/sft -p "Where does Ada live?"
+    python -m nanochat.chat results/tiny/sft -p "Where does Otto live?"
 
 The answer appears as it is made. Ctrl-C stops it, /clear forgets the conversation, /quit (or Ctrl-D, or Ctrl-C at the prompt)
 leaves. An answer follows from --seed: the same conversation gets the same answers. Where the model used its calculator, the

@@ -38,7 +38,10 @@ class Stage:
         """Whether the same work, from the same inputs, is in the folder already. Then it is published again, in seconds."""
         if not republish(self.manifest, specification=self.specification, inputs=self.inputs):
             return False
-        log.info(f"{self.folder}: same inputs, same specification, same bits: published again. To redo it, delete the folder.")
+        log.info(
+            f"{self.folder}: same inputs, same specification, same bits: published again. To redo it, delete the folder (of a "
+            "training, its commits in resume/ too)."
+        )
         return True
 
     def input_identities(self) -> dict[str, str]:

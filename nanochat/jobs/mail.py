@@ -1,6 +1,6 @@
 """Mail from SLURM: options of `sbatch` from the address that a person put into .env.local.
 
-email=ada@msstate.edu       ->  --mail-type=BEGIN,END,FAIL --mail-user=ada@msstate.edu
+email=name@university.edu   ->  --mail-type=BEGIN,END,FAIL --mail-user=name@university.edu
 """
 
 import re

@@ -6,7 +6,7 @@
 Counts what our code keeps when PyTorch runs it eagerly. Measured on an H100 (benchmarks/gpu_step.py); the table in
 tests/test_memory.py holds the figures, from which this differs by less than 1 %.
 
-The predecessor reports 75.4 GB a GPU for d20 at micro-batch 32, on A100s and with torch.compile. At 32 we would need 138 GB, so
+nanochat was seen to take 75.4 GB a GPU for d20 at micro-batch 32, on A100s, compiled. At 32 we would need 138 GB, so
 we run at 16, in 73. Its optimizer shares its state among the 8 GPUs, which would save us 2.6 GB; the rest must be activations:
 a compiled model can make norms, rotations, relu^2, the soft cap and the softmax anew where the backward pass needs them; an
 eager one keeps each result: of our 4.1 GB a row, 2.1 are logits in four versions. The batch of a step is the same with any

@@ -25,7 +25,7 @@ GPU_STAGES = ("base_train", "base_eval", "mid_train", "sft", "chat_eval/mid_trai
 STAGES = ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", *GPU_STAGES)
 
 DAY_S = 86_400
-MAX_CPU_DAYS = 60  # what takes longer on CPUs was hardly meant; config/tiny.yaml takes minutes, config/small.yaml half an hour
+MAX_CPU_DAYS = 60  # what takes longer on CPUs was hardly meant; config/tiny.yaml takes minutes, config/small.yaml 20
 WALL_SHARE = 0.95  # of a job's time; the rest goes to starting it and to stopping before the wall
 GENERATED_BYTES = 150.0  # of a conversation in the tiny world
 CPU_LOGIT_BYTES = 2**26  # as nanochat.train chooses micro-batches on CPUs
