@@ -8,12 +8,17 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import UserError
+
+# how long ranks wait for one. The main rank hashes its inputs (22 GB) and commits while the others wait for it, on storage that
+# has slow days; NCCL's own 10 minutes would end the training. A rank that dies is noticed by torchrun at once, not by this
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     if rank > 0:
         logging.getLogger("nanochat").setLevel(logging.WARNING)  # or every line of progress would be there once a rank
     try:

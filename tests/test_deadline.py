@@ -1,5 +1,7 @@
 """When a stage must stop, and how SLURM's answers are read."""
 
+import time
+
 import pytest
 
 from nanochat.errors import UserError
@@ -61,6 +63,11 @@ def test_without_an_answer_the_runtime_resource_counts(commands, answer):
     deadline = find_deadline(job="5", runtime_min=720)
     assert deadline.seconds_left() == pytest.approx(43200, abs=10)
     assert find_deadline(job="5", runtime_min=None) is None
+
+
+def test_the_guess_counts_from_the_start_of_the_job(commands):
+    deadline = find_deadline(job="5", runtime_min=720, began=time.monotonic() - 3600)
+    assert deadline.is_guess and deadline.seconds_left() == pytest.approx(39600, abs=10)
 
 
 def test_outside_slurm_there_is_no_wall_unless_the_environment_names_one(commands, monkeypatch):
@@ -130,3 +137,40 @@ def test_a_refused_requeue_says_why(commands):
     assert slurm.requeue("5") == "Requested operation is presently disabled"
     commands("scontrol", "true")
     assert slurm.requeue("5") is None
+
+
+@pytest.mark.parametrize(
+    ("refusal", "is_definite"),
+    [
+        ("Requested operation is presently disabled", True),
+        ("Invalid job id specified", True),
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", False),
+        ("Socket timed out on send/recv operation", False),
+        ("Job can not be altered now, try again later", False),
+        ("Job is pending execution", False),
+        (slurm.NO_ANSWER, False),
+    ],
+)
+def test_a_refusal_is_told_from_no_answer(refusal, is_definite):
+    assert slurm.is_definite(refusal) is is_definite
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_preempted"),
+    [("echo PreemptTime=None", False), ("echo PreemptTime=2026-01-02T03:04:05", True), ("true", False), ("exit 1", None)],
+)
+def test_whether_a_job_is_preempted(commands, answer, is_preempted):
+    commands("scontrol", answer)
+    assert slurm.is_preempted("5") is is_preempted
+
+
+def test_times_are_written_as_slurm_does_whatever_a_person_likes(commands, monkeypatch):
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    commands("squeue", "echo $SLURM_TIME_FORMAT")
+    assert slurm.ask("squeue") == "standard\n"
+
+
+def test_how_long_slurm_remembers_a_job(commands):
+    assert slurm.min_job_age() == 300
+    commands("scontrol", "echo 'MinJobAge               = 20 sec'")
+    assert slurm.min_job_age() == 20

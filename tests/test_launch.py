@@ -5,11 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from launching import Stage, wait_for
 
+from nanochat.jobs import launcher, slurm
+from nanochat.jobs.deadline import Deadline
+from nanochat.jobs.launcher import Attempts
+from nanochat.jobs.lease import Holder
 from nanochat.jobs.processes import is_alive, start_time
 
 TRAINING = Path(__file__).with_name("training.py")
@@ -62,6 +68,12 @@ def test_a_program_that_does_not_stop_is_ended_before_the_wall_and_what_it_commi
     done = stage.run("--steps", 10_000, "--deaf", NANOCHAT_RUNTIME_S=6, NANOCHAT_MARGIN_S=3)
     assert done.returncode == 75, done.stderr
     assert "ended by force" in done.stderr and f"at step {stage.steps()[-1]}" in done.stderr
+
+
+def test_the_advice_names_the_rule_that_makes_the_stage(stage):
+    stage.state = stage.folder / "results" / "tiny" / "resume" / "tokens" / "pretrain"
+    done = stage.run("--die")
+    assert "set-resources: tokens_pretrain: mem" in done.stderr
 
 
 def test_a_failure_passes_its_code_on_and_names_the_log(stage):
@@ -137,6 +149,39 @@ def test_without_a_launcher_attempts_do_nothing(stage):
     assert not (stage.state / "status.json").exists()
 
 
+def test_messages_that_cannot_be_written_end_no_stage(stage):
+    """Folders in the place of files: writing status and history fails, for the program as for its launcher."""
+    for name in ("status.json", "attempts.jsonl"):
+        (stage.state / name).mkdir(parents=True)
+    done = stage.run("--steps", 3)
+    assert done.returncode == 0, done.stderr
+    assert stage.steps() == [1, 2, 3] and "Is a directory" in done.stderr
+    assert not (stage.state / "lease.json").exists()
+
+
+def test_a_request_to_stop_is_repeated_until_it_is_written(stage):
+    (stage.state / "stop.json").mkdir(parents=True)
+    process = stage.start("--steps", 10_000)
+    wait_for(stage.steps)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert process.poll() is None
+    (stage.state / "stop.json").rmdir()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM and "stopped at step" in said
+
+
+def test_a_torn_line_of_the_history_is_passed_over(stage):
+    stage.state.mkdir(parents=True)
+    history = stage.state / "attempts.jsonl"
+    history.write_text('{"event": "start", "job": "77", "step": 0}\n{"event": "sta')
+    attempts = Attempts(stage.state, SimpleNamespace(holder=Holder(claim=1, job="77")))
+    attempts.note("start")
+    attempts.note("end", outcome="finished")
+    assert [line["event"] for line in map(json.loads, history.read_text().splitlines()[2:])] == ["start", "end"]
+    assert attempts.barren(0) == 2
+
+
 # -- nothing outlives it -----------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +224,17 @@ def test_the_program_ends_when_the_kernel_does_not_see_to_it(stage):
     launcher.kill()
     launcher.wait()
     assert program.wait(10) == 1
+
+
+def test_a_program_that_finds_its_launcher_gone_says_so(stage):
+    launcher = subprocess.Popen(["true"])
+    launcher.wait()
+    variables = {"NANOCHAT_LAUNCHER": f"{launcher.pid}:1", "NANOCHAT_STATE": stage.state, "NANOCHAT_CLAIM": 1}
+    done = subprocess.run(
+        [sys.executable, str(stage.program)], env=stage.environment(**variables), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"the launcher, process {launcher.pid}, is gone" in done.stderr
 
 
 def test_a_launcher_whose_snakemake_is_killed_stops_at_a_commit(stage):
@@ -268,6 +324,35 @@ def test_a_refused_requeue_is_told_and_exits_75(stage):
     assert "did not requeue job 77 (Requested operation disabled); run the same command again" in done.stderr
 
 
+def test_a_requeue_without_an_answer_is_asked_for_again(monkeypatch):
+    answers = ["Unable to contact slurm controller (connect failure)", slurm.NO_ANSWER, "Invalid job id specified"]
+    monkeypatch.setattr(slurm, "requeue", lambda job: answers.pop(0))
+    monkeypatch.setattr(launcher, "SECONDS_BETWEEN_REQUEUES", 0.01)
+    work = launcher.Work([], Path("results/tiny/resume/base_train"))
+    run = SimpleNamespace(work=work, job="77", deadline=Deadline(time.monotonic() + 60, 60, "SLURM"))
+    assert launcher.wait_for_requeue(run) == 75 and not answers
+    answers += [slurm.NO_ANSWER] * 2
+    run.deadline = Deadline(time.monotonic() - 1, 60, "SLURM")  # not after the wall
+    assert launcher.wait_for_requeue(run) == 75 and len(answers) == 1
+
+
+def test_whether_it_is_preempted_is_asked_until_slurm_answers(monkeypatch):
+    answers, slept = [None, None, True], []
+    monkeypatch.setattr(slurm, "is_preempted", lambda job: answers.pop(0))
+    monkeypatch.setattr(launcher.time, "sleep", slept.append)
+    launcher.outlast_preemption(SimpleNamespace(job="77", is_preempted=None))
+    assert not answers and slept[-1] == launcher.SECONDS_OF_PREEMPTION
+
+
+def test_a_guessed_wall_gives_way_to_slurms_answer(stage):
+    """squeue fails when the launcher starts, and answers when the guess has come to its end."""
+    stage.put("squeue", f"[ -e {stage.folder}/up ] || {{ touch {stage.folder}/up; exit 1; }}\n{SQUEUE}")
+    stage.put("scontrol", "echo Restarts=0")
+    options = ["--runtime-min", 1 / 60]
+    done = stage.run("--steps", 20, launcher_options=options, SLURM_JOB_ID=77, LEFT="1:00:00", NANOCHAT_MARGIN_S=1)
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_an_answer_of_squeue_the_wall_is_the_runtime_resource(stage):
     for name in ("squeue", "scontrol"):
         stage.put(name, "exit 1")
@@ -322,6 +407,34 @@ def test_a_preempted_job_stays_until_slurm_ends_it(stage):
             process.kill()
         process.communicate(timeout=30)
         assert process.returncode == (-9 if stays else 143)
+
+
+@pytest.mark.parametrize("is_preempted", [True, False])
+def test_a_preempted_program_is_left_to_slurm_to_kill(stage, is_preempted):
+    """The partition's GraceTime may be longer than our own patience."""
+    stage.put("squeue", SQUEUE)
+    stage.put("scontrol", f"echo Restarts=0 PreemptTime={'2026-01-02T03:04:05' if is_preempted else 'None'}")
+    process = stage.start("--steps", 10_000, "--deaf", SLURM_JOB_ID=77, LEFT="UNLIMITED", NANOCHAT_GRACE_S=0.5)
+    wait_for(stage.steps)
+    process.send_signal(signal.SIGTERM)
+    if is_preempted:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=3)
+        assert is_alive(stage.counter_pid(), None)
+        process.kill()
+    _, said = process.communicate(timeout=30)
+    assert ("ended by force" in said) != is_preempted
+
+
+def test_ranks_wait_for_one_another_for_longer_than_storage_takes(monkeypatch):
+    from nanochat import distributed  # PyTorch: seconds, and nothing else here needs it
+
+    given = {}
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: given.update(timeout=timeout))
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with distributed.join_ranks("cpu"):
+        assert given["timeout"].total_seconds() == 7200
 
 
 # -- trainings ---------------------------------------------------------------------------------------------------------------

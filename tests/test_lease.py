@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from nanochat.errors import UserError
+from nanochat.jobs import attempt as messages
 from nanochat.jobs import lease as module
+from nanochat.jobs import processes
 from nanochat.jobs.attempt import Attempt, ask_to_stop, newest_claim, read_stop
 from nanochat.jobs.lease import claim, read_holder, take_lease
 
@@ -328,3 +330,69 @@ def test_one_that_lost_the_stage_leaves_the_new_holders_status_alone(state):
     late.report(state="running", step=2)
     late.failed("too late")
     assert json.loads((state / "status.json").read_text())["step"] == 5
+
+
+# -- file systems and machines that do not behave ----------------------------------------------------------------------------
+
+
+def test_a_holder_whose_claim_was_read_too_early_is_named(state, monkeypatch):
+    """Between the making of a claim and the writing of its content."""
+    monkeypatch.setenv("NANOCHAT_HANDOVER_S", "0.5")
+    foreign(state)
+    early = module.Holder(claim=1)
+    with pytest.raises(UserError, match=r"process 4711 on gpu-c-9 works on this stage.*kill 4711 on gpu-c-9"):
+        module.outlast(state, early, lambda: False)
+
+
+def test_others_can_read_who_holds_a_stage_whatever_the_umask(state):
+    before = os.umask(0o077)
+    try:
+        lease = take_lease(state, name="x")
+    finally:
+        os.umask(before)
+    for path in (state / "lease.json", state / "claims" / "00000001.json"):
+        assert path.stat().st_mode & 0o777 == 0o644
+    lease.release()
+
+
+def test_a_folder_that_fails_for_a_moment_ends_nothing_but_is_told_once(state, monkeypatch, caplog):
+    foreign(state, 3)
+    attempt = Attempt(state, 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(messages, "newest_claim", fail)
+        attempt.report(state="running", step=1)
+        assert attempt.stop_requested() is None
+        with pytest.raises(OSError, match="Stale file handle"):  # what guards the commits stays strict
+            attempt.ensure_held()
+    assert len(caplog.records) == 1 and "Stale file handle" in caplog.text
+    attempt.finished()
+    assert json.loads((state / "status.json").read_text())["state"] == "finished"
+
+
+def test_the_word_that_a_program_stopped_is_repeated_until_it_is_written(state, monkeypatch):
+    """Or the launcher would take the stage for finished."""
+    foreign(state, 3)
+    answers = [fail, fail, newest_claim]
+    monkeypatch.setattr(messages, "newest_claim", lambda folder: answers.pop(0)(folder))
+    monkeypatch.setattr(messages.time, "sleep", lambda seconds: None)
+    Attempt(state, 3).stopped(2, 5)
+    assert json.loads((state / "status.json").read_text())["state"] == "stopped"
+    monkeypatch.setattr(messages, "newest_claim", fail)
+    with pytest.raises(UserError, match="all up to step 2 is committed"):
+        Attempt(state, 3).stopped(2, 5)
+
+
+def fail(folder):
+    raise OSError(116, "Stale file handle", str(folder))
+
+
+def test_a_process_that_proc_hides_is_alive_as_long_as_its_number_is_taken(tmp_path, monkeypatch):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    started = processes.start_time(os.getpid())
+    assert processes.is_alive(os.getpid(), started) and not processes.is_alive(os.getpid(), 1)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert processes.is_alive(os.getpid(), started) and processes.is_alive(1, None)
+    assert not processes.is_alive(ended.pid, None) and not processes.is_alive(0, None)
+    monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(PermissionError))
+    assert processes.is_alive(4711, None)  # somebody else's

@@ -16,18 +16,23 @@ publishes nothing and exits 0.
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs.processes import is_alive
+
+log = logging.getLogger("nanochat")
 
 STATUS = "status.json"
 STOP = "stop.json"
@@ -35,7 +40,28 @@ CLAIMS = "claims"
 LOST = "lost"  # the reason to stop that nobody wrote: somebody else holds the stage, so nothing may be written any more
 
 SECONDS_BETWEEN_WRITES = 2
+TRIES_TO_TELL = 20  # a second apart
 PR_SET_PDEATHSIG = 1
+
+
+class BestEffort:
+    """A file of the state folder that fails for a moment (a busy Lustre, a quota) must not end a training of days.
+
+    For what only tells: status, history, requests to stop. Says so once. Who holds the stage, and commits, are no such thing.
+    """
+
+    def __init__(self) -> None:
+        self.has_warned = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        if not self.has_warned:
+            log.warning(f"{error}; going on, as nothing but messages is lost")
+        self.has_warned = True
+        return True
 
 
 class Attempt:
@@ -50,6 +76,7 @@ class Attempt:
         self.state, self.claim = state, claim
         self.status: dict[str, Any] = read_json(state / STATUS) if state else {}
         self.last_write = self.last_poll = float("-inf")
+        self.best_effort = BestEffort()
 
     @classmethod
     def from_environment(cls) -> "Attempt":
@@ -66,8 +93,9 @@ class Attempt:
         if self.state is None:
             return None
         self.note_pause()
-        if newest_claim(self.state) > self.claim:
-            return LOST
+        with self.best_effort:  # a folder that cannot be read says nothing; the next question will tell
+            if newest_claim(self.state) > self.claim:
+                return LOST
         return read_stop(self.state, self.claim).get("reason")
 
     def ensure_held(self) -> None:
@@ -99,8 +127,15 @@ class Attempt:
             self.write()
 
     def stopped(self, step: int, num_steps: int) -> None:
-        """Stopped as asked; what was done up to `step` is committed."""
-        self.finish("stopped", step=step, num_steps=num_steps, seconds_left=None)
+        """Stopped as asked; what was done up to `step` is committed.
+
+        This the launcher must hear: a program that exits 0 without a word has finished.
+        """
+        for _ in range(TRIES_TO_TELL):
+            if self.finish("stopped", step=step, num_steps=num_steps, seconds_left=None):
+                return
+            time.sleep(1)
+        raise UserError(f"{self.state}: {STATUS} cannot be written; all up to step {step:,} is committed, start it again")
 
     def finished(self) -> None:
         self.finish("finished", seconds_left=0.0)
@@ -108,15 +143,18 @@ class Attempt:
     def failed(self, message: str) -> None:
         self.finish("failed", message=message)
 
-    def finish(self, state: str, **progress: Any) -> None:
+    def finish(self, state: str, **progress: Any) -> bool:
         self.status.update(state=state, **progress)
-        self.write()
+        return self.write()
 
-    def write(self) -> None:
-        if self.state is None or newest_claim(self.state) > self.claim:  # not ours any more: the status is the new holder's
-            return
+    def write(self) -> bool:
+        """Whether the launcher can read it now, or need not."""
         self.last_write = time.monotonic()
-        write_whole(self.state / STATUS, {**self.status, "claim": self.claim, "updated": now_text()})
+        with self.best_effort:
+            if self.state and newest_claim(self.state) <= self.claim:  # or it is not ours any more: the new holder's
+                write_whole(self.state / STATUS, {**self.status, "claim": self.claim, "updated": now_text()})
+            return True
+        return False
 
 
 # -- the files ---------------------------------------------------------------------------------------------------------------
@@ -154,8 +192,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a small file at once. Not synced: it tells of now, and after a power failure there is no now to tell of."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    temporary.write_text(json.dumps(content, sort_keys=True) + "\n")
+    with open(temporary, "w") as file:
+        let_all_read(file.fileno())
+        file.write(json.dumps(content, sort_keys=True) + "\n")
     os.replace(temporary, path)
+
+
+def let_all_read(descriptor: int) -> None:
+    """Whatever the umask: in a group's folder others must see who holds a stage, and how far it is."""
+    with suppress(PermissionError):  # a file system without permissions
+        os.fchmod(descriptor, 0o644)
 
 
 def now_text() -> str:
@@ -194,18 +240,23 @@ def die_with_launcher() -> tuple[int, int | None] | None:
     number, _, started = launcher.partition(":")
     pid, start = int(number), int(started) if started else None
     if not is_alive(pid, start):  # it died before we asked the kernel
+        log.error(f"error: the launcher, process {pid}, is gone; ending with it")
         os._exit(1)
     return pid, start
 
 
 def watch(launcher: int, started: int | None) -> None:
     state, claim = Path(os.environ["NANOCHAT_STATE"]), int(os.environ.get("NANOCHAT_CLAIM", 0))
+    best_effort, is_to_stop = BestEffort(), False
     while is_alive(launcher, started):
         sender = wait_for_sigterm()
         if sender == os.getppid() != launcher:
             os._exit(128 + signal.SIGTERM)  # torchrun: another rank has failed
-        if sender is not None:
-            ask_to_stop(state, claim, reason="signal", text="the program received SIGTERM")
+        is_to_stop |= sender is not None
+        with best_effort:  # and again in a second
+            if is_to_stop:
+                ask_to_stop(state, claim, reason="signal", text="the program received SIGTERM")
+                is_to_stop = False
     os._exit(1)
 
 

@@ -16,6 +16,7 @@ from nanochat.jobs import slurm
 
 SECONDS_OF_MARGIN = (20.0, 300.0)
 SHARE_OF_MARGIN = 0.05
+GUESS = "the resource runtime, as squeue did not answer"
 COMMITS_IN_MARGIN = 3  # a busy file system writes a commit three times as slowly as before, and it still is in time
 
 
@@ -26,6 +27,10 @@ class Deadline:
     wall: float
     limit: float  # seconds from the start of the job to the wall
     source: str  # who says so
+
+    @property
+    def is_guess(self) -> bool:
+        return self.source == GUESS
 
     def seconds_left(self) -> float:
         return self.wall - time.monotonic()
@@ -44,8 +49,12 @@ class Deadline:
         return min(max(COMMITS_IN_MARGIN * commit_s, share) + pause_s, self.limit / 2)
 
 
-def find_deadline(*, job: str | None, runtime_min: float | None) -> Deadline | None:
-    """The wall of this job: from NANOCHAT_RUNTIME_S (other schedulers, tests), from SLURM, or None where there is none."""
+def find_deadline(*, job: str | None, runtime_min: float | None, began: float | None = None) -> Deadline | None:
+    """The wall of this job: from NANOCHAT_RUNTIME_S (other schedulers, tests), from SLURM, or None where there is none.
+
+    `began` is when this job did, as nearly as we know. The guess counts from there, or a launcher that had to wait for the
+    stage would go on past the wall.
+    """
     given = seconds_from_environment("NANOCHAT_RUNTIME_S")
     if given is not None:
         return Deadline(time.monotonic() + given, given, "NANOCHAT_RUNTIME_S")
@@ -56,7 +65,7 @@ def find_deadline(*, job: str | None, runtime_min: float | None) -> Deadline | N
         limit = slurm.time_limit(job)
         return None if left == float("inf") else Deadline(time.monotonic() + left, max(left, limit or 0), "SLURM")
     if runtime_min:
-        return Deadline(time.monotonic() + runtime_min * 60, runtime_min * 60, "the resource runtime, as squeue did not answer")
+        return Deadline((time.monotonic() if began is None else began) + runtime_min * 60, runtime_min * 60, GUESS)
     return None
 
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,11 +31,11 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs import offline, slurm
-from nanochat.jobs.attempt import STATUS, ask_to_stop, now_text, read_json, read_stop, write_whole
+from nanochat.jobs.attempt import STATUS, BestEffort, ask_to_stop, now_text, read_json, read_stop, write_whole
 from nanochat.jobs.deadline import Deadline, find_deadline, seconds_from_environment
 from nanochat.jobs.lease import Lease, take_lease
 from nanochat.jobs.processes import is_alive, snakemake_above, start_time
-from nanochat.manifest import read_json_lines
+from nanochat.planning.plan import rule_of
 
 log = logging.getLogger("nanochat")
 
@@ -43,7 +44,9 @@ TRY_AGAIN = 75
 POLL_S = 0.5
 GRACE_S = 25.0  # SLURM's KillWait is 30 s by default
 SECONDS_TO_BE_ENDED = 180.0  # SLURM ends a job that it requeues
+SECONDS_BETWEEN_REQUEUES = 10.0  # while slurmctld is too busy to answer
 SECONDS_OF_PREEMPTION = 15 * 60.0
+SECONDS_OF_GUESSING = 120.0
 BARREN_ATTEMPTS = 2
 # What the margin before the wall follows from the start. Not the longest pause: that of a job that was suspended lasts hours
 KEPT_OF_STATUS = ("commit_seconds",)
@@ -69,25 +72,28 @@ class Work:
 
 def launch(work: Work) -> int:
     """Run the program to its end, or to a commit from which it can go on. Returns the exit code."""
-    signals = Signals()
+    began, signals = time.monotonic(), Signals()
     lease = take_lease(work.state, name=work.name, log_path=work.log_path, should_stop=lambda: bool(signals.received))
     attempts = Attempts(work.state, lease)
     outcome = "refused"
     try:
         refuse_barren_restart(work, attempts)
-        attempts.note("start", step=committed(work.state))
-        run = Run(work, lease, signals)
+        attempts.note("start")
+        run = Run(work, lease, signals, began)
         code, outcome = conclude(run.to_its_end(), run)
     except UserError as error:
         write_status(work, lease.holder.claim, state="failed", message=str(error))
         raise
     finally:
-        attempts.note("end", step=committed(work.state), outcome=outcome)
-        lease.release()
+        try:
+            attempts.note("end", outcome=outcome)
+        finally:
+            with BestEffort():  # a stage that is finished stays so
+                lease.release()
     if outcome == "requeue":
-        return wait_for_requeue(work)
+        return wait_for_requeue(run)
     if outcome == "signal":
-        outlast_preemption()
+        outlast_preemption(run)
     return code
 
 
@@ -121,11 +127,14 @@ class Ending:
 class Run:
     """The program while it runs, and what may end it before it has finished."""
 
-    def __init__(self, work: Work, lease: Lease, signals: Signals):
-        self.work, self.lease, self.signals = work, lease, signals
+    def __init__(self, work: Work, lease: Lease, signals: Signals, began: float):
+        self.work, self.lease, self.signals, self.began = work, lease, signals, began
+        self.best_effort = BestEffort()
         self.claim = lease.holder.claim
         self.job = slurm.job_id()
-        self.deadline: Deadline | None = find_deadline(job=self.job, runtime_min=work.runtime_min)
+        self.deadline = self.find_deadline()
+        self.ask_again = time.monotonic() + SECONDS_OF_GUESSING
+        self.is_preempted: bool | None = None if self.job else False  # None: SLURM has not said it yet
         # a SLURM job ends with everything in it; on a laptop a training would go on for nobody
         self.drivers = [] if self.job else snakemake_above()
         self.step_at_start = committed(work.state)
@@ -146,16 +155,22 @@ class Run:
         return subprocess.Popen(command, env={**os.environ, **jail.environment, **environment}, process_group=0)
 
     def to_its_end(self) -> Ending:
-        kill_at, was_killed, reason = float("inf"), False, None
+        kill_at, was_killed = float("inf"), False
+        reason, text, was_asked = None, "", False
         while True:
-            if self.lease.is_lost:
+            if self.is_lost():
                 self.kill()
                 return Ending(1, "lost", f"{self.lease.new_holder()} took this stage over", {}, True)
             if reason is None and (why := self.why_to_stop()):
                 reason, text, patience = why
                 log.info(f"{self.work.name}: {text}; {'asked to stop at a commit' if self.work.commits else 'ended'}")
-                ask_to_stop(self.work.state, self.claim, reason=reason, text=text)
                 kill_at = time.monotonic() + (patience if self.work.commits else 0.0)
+            if reason and not was_asked:
+                was_asked = self.ask_to_stop(reason, text)
+            if reason == "signal" and self.work.commits and self.is_preempted is None:
+                # preempted, the job has the partition's GraceTime, which only SLURM knows
+                self.is_preempted = slurm.is_preempted(self.job or "")
+                kill_at += SECONDS_OF_PREEMPTION if self.is_preempted else 0.0
             if time.monotonic() >= kill_at and not was_killed:
                 if self.work.commits:
                     log.warning(f"{self.work.name}: did not stop in time; ended by force, what was not committed is lost")
@@ -164,7 +179,19 @@ class Run:
             if self.has_ended():
                 break
         asked = read_stop(self.work.state, self.claim)
-        return Ending(self.child.returncode, asked.get("reason"), asked.get("text", ""), self.status(), was_killed)
+        reason, text = asked.get("reason", reason), asked.get("text", text)
+        return Ending(self.child.returncode, reason, text, self.status(), was_killed)
+
+    def is_lost(self) -> bool:
+        with self.best_effort:  # a folder that cannot be read says nothing; the next look will
+            return self.lease.is_lost
+        return False
+
+    def ask_to_stop(self, reason: str, text: str) -> bool:
+        with self.best_effort:
+            ask_to_stop(self.work.state, self.claim, reason=reason, text=text)
+            return True
+        return False
 
     def has_ended(self) -> bool:
         try:
@@ -182,6 +209,7 @@ class Run:
             return "signal", f"received {signal.Signals(self.signals.received[0]).name}", grace
         if not all(is_alive(*driver) for driver in self.drivers):
             return "signal", "Snakemake is gone", grace
+        self.improve_guess()
         if self.deadline:
             status = self.status()
             margin = self.deadline.margin(commit_s=status.get("commit_seconds", 0.0), pause_s=status.get("longest_pause", 0.0))
@@ -190,9 +218,18 @@ class Run:
                 return "deadline", f"{left:.0f} s before the wall (by {self.deadline.source})", left - min(10.0, margin / 4)
         return None
 
+    def find_deadline(self) -> Deadline | None:
+        return find_deadline(job=self.job, runtime_min=self.work.runtime_min, began=self.began)
+
+    def improve_guess(self) -> None:
+        """Ask SLURM for the wall again where it did not answer before: the guess may be hours off."""
+        if self.deadline and self.deadline.is_guess and time.monotonic() >= self.ask_again:
+            self.deadline = self.find_deadline()
+            self.ask_again = time.monotonic() + SECONDS_OF_GUESSING
+
     def has_more_time(self, margin: float) -> bool:
         """Whether the job's limit was raised since we asked (`scontrol update`)."""
-        if self.deadline and self.deadline.source == "SLURM":
+        if self.deadline and (self.deadline.source == "SLURM" or self.deadline.is_guess):
             self.deadline = find_deadline(job=self.job, runtime_min=None) or self.deadline
         return self.deadline is not None and self.deadline.seconds_left() > margin
 
@@ -255,7 +292,7 @@ def no_progress(run: Run, where: str) -> str:
     limit = f" of {run.deadline.limit / 60:.0f} minutes" if run.deadline and run.deadline.limit >= 60 else ""
     return (
         f"no progress between the start of this attempt and the wall, both at {where}: the walltime{limit} is too short for "
-        f"one commit. Raise it (set-resources: {rule_of(run.work)}: runtime), or lower what a step or an evaluation takes"
+        f"one commit. Raise it (set-resources: {rule_of(run.work.name)}: runtime), or lower what a step or an evaluation takes"
     )
 
 
@@ -269,7 +306,7 @@ def conclude_failed(ending: Ending, run: Run) -> int:
             run,
             f"the program was killed by signal 9, which mostly means that the machine or the job ran out of memory: its "
             f"largest process held {max_resident_gb():.1f} GB{f', the job asked for {asked}' if asked else ''}. Ask for more "
-            f"(set-resources: {rule_of(run.work)}: mem); {again}",
+            f"(set-resources: {rule_of(run.work.name)}: mem); {again}",
         )
     elif code > 128:
         say(run, f"the program was killed by signal {code - 128}; {again}")
@@ -285,31 +322,34 @@ def say(run: Run, text: str) -> int:
     return 1
 
 
-def rule_of(work: Work) -> str:
-    return work.name.partition("/")[0]
-
-
 def max_resident_gb() -> float:
     """The most memory that any one process of the program held."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 1e9
 
 
-def wait_for_requeue(work: Work) -> int:
-    """Put this job back in the queue; SLURM then ends it. Returns only where that did not happen."""
-    job = slurm.job_id() or ""
+def wait_for_requeue(run: Run) -> int:
+    """Put this job back in the queue; SLURM then ends it. Returns only where that did not happen until the wall."""
+    job = run.job or ""
     refused = slurm.requeue(job)
+    while refused and not slurm.is_definite(refused) and run.deadline and run.deadline.seconds_left() > 0:
+        time.sleep(SECONDS_BETWEEN_REQUEUES)
+        refused = slurm.requeue(job)
     if refused is None:
         time.sleep(SECONDS_TO_BE_ENDED)
         refused = f"nothing happened for {SECONDS_TO_BE_ENDED:.0f} s"
-    log.error(f"{work.name}: SLURM did not requeue job {job} ({refused}); run the same command again to go on")
+    log.error(f"{run.work.name}: SLURM did not requeue job {job} ({refused}); run the same command again to go on")
     return TRY_AGAIN
 
 
-def outlast_preemption() -> None:
+def outlast_preemption(run: Run) -> None:
     """Stay until SLURM ends a job that it preempts: one that ends in its time of grace is not put back in the queue."""
-    job = slurm.job_id()
-    if job and slurm.is_preempted(job):
+    end = time.monotonic() + GRACE_S
+    while run.is_preempted is None and time.monotonic() < end:
+        run.is_preempted = slurm.is_preempted(run.job or "")
+        if run.is_preempted is None:
+            time.sleep(POLL_S)
+    if run.is_preempted:
         time.sleep(SECONDS_OF_PREEMPTION)
 
 
@@ -318,35 +358,46 @@ def write_status(work: Work, claim: int, **changes: Any) -> None:
     found = read_json(work.state / STATUS)
     if found.get("claim") != claim:
         found = {key: found[key] for key in KEPT_OF_STATUS if key in found}
-    write_whole(work.state / STATUS, {**found, "stage": work.name, "claim": claim, **changes, "updated": now_text()})
+    with BestEffort():
+        write_whole(work.state / STATUS, {**found, "stage": work.name, "claim": claim, **changes, "updated": now_text()})
 
 
 # -- the history of a stage --------------------------------------------------------------------------------------------------
 
 
 class Attempts:
-    """attempts.jsonl: a line when an attempt begins and one when it ends, unless it was killed."""
+    """attempts.jsonl: a line when an attempt begins and one when it ends, unless it was killed.
+
+    A line that a lost node or a full disk cut short is passed over, and does not spoil the next one.
+    """
 
     def __init__(self, state: Path, lease: Lease):
-        self.path, self.holder = state / ATTEMPTS, lease.holder
+        self.state, self.path, self.holder = state, state / ATTEMPTS, lease.holder
 
     def note(self, event: str, **more: Any) -> None:
         here = {"event": event, "job": self.holder.job, "restart": self.holder.restart, "host": self.holder.host}
-        with open(self.path, "a") as file:
-            file.write(json.dumps({**here, "at": now_text(), **more}) + "\n")
+        with BestEffort(), open(self.path, "a+b") as file:
+            line = json.dumps({**here, "at": now_text(), "step": committed(self.state), **more})
+            file.seek(0)
+            begin = "" if file.read()[-1:] in (b"", b"\n") else "\n"
+            file.write(f"{begin}{line}\n".encode())
 
     def barren(self, step: int) -> int:
         """How many runs of this SLURM job began at this very step, the last ones in a row."""
         count = 0
         for line in reversed(self.starts()):
-            if line["job"] != self.holder.job or line["step"] != step:
+            if line.get("job") != self.holder.job or line.get("step") != step:
                 break
             count += 1
         return count
 
     def starts(self) -> list[dict[str, Any]]:
-        lines = read_json_lines(self.path) if self.path.exists() else []
-        return [line for line in lines if line["event"] == "start"]
+        found: list[Any] = []
+        with BestEffort():
+            for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
+                with suppress(ValueError):
+                    found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict) and line.get("event") == "start"]
 
 
 def refuse_barren_restart(work: Work, attempts: Attempts) -> None:

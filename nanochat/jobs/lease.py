@@ -33,7 +33,7 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs import slurm
-from nanochat.jobs.attempt import CLAIMS, ask_to_stop, newest_claim, now_text, read_json, write_whole
+from nanochat.jobs.attempt import CLAIMS, ask_to_stop, let_all_read, newest_claim, now_text, read_json, write_whole
 from nanochat.jobs.deadline import seconds_from_environment
 from nanochat.jobs.processes import is_alive, process_space, start_time
 
@@ -150,6 +150,7 @@ def claim(state: Path, number: int, *, name: str, log_path: str | None) -> Holde
     except FileExistsError:
         return None
     with os.fdopen(descriptor, "w") as file:
+        let_all_read(descriptor)
         file.write(json.dumps(asdict(holder)) + "\n")
         file.flush()
         os.fsync(descriptor)
@@ -183,14 +184,15 @@ def read_holder(state: Path, number: int) -> Holder:
 
 def outlast(state: Path, holder: Holder, should_stop: Callable[[], bool]) -> None:
     """Return when the holder does not work any more: it is dead, has let go, or somebody else came before us."""
-    watched = Heartbeat(state)
-    gives_way = was_here_before(state) and holder.job != slurm.job_id()
-    request = None if gives_way else Request(state, holder)
+    watched, request = Heartbeat(state), Request(state)
+    was_here = was_here_before(state)
     while newest_claim(state) == holder.claim and not is_released(state, holder.claim):
+        if holder.pid == 0:  # read between the making of its file and the writing
+            holder = read_holder(state, holder.claim)
         if death := watched.death_of(holder):
             return log.info(f"{state.name}: its holder ({holder}) {death}; going on from its last commit")
-        if request:
-            request.insist()
+        if not was_here or holder.job == slurm.job_id():
+            request.insist(holder)
         elif watched.has_changed:
             raise UserError(
                 f"{state}: {holder} took this stage over while job {slurm.job_id()} was away from its node. "
@@ -204,14 +206,14 @@ def outlast(state: Path, holder: Holder, should_stop: Callable[[], bool]) -> Non
 class Request:
     """A living holder is asked once to commit and let go; we say now and then that we wait, and not for ever."""
 
-    def __init__(self, state: Path, holder: Holder):
-        self.state, self.holder = state, holder
+    def __init__(self, state: Path):
+        self.state = state
         self.patience = seconds_from_environment("NANOCHAT_HANDOVER_S") or HANDOVER_S
         self.began: float | None = None
         self.said = 0.0
 
-    def insist(self) -> None:
-        now, holder = time.monotonic(), self.holder
+    def insist(self, holder: Holder) -> None:
+        now = time.monotonic()
         if self.began is None:
             self.began, self.said = now, float("-inf")
             ask_to_stop(self.state, holder.claim, reason="handover", text=f"{own_name()} takes this stage over")

@@ -1,6 +1,7 @@
 """Processes of this machine by number and start time, which together name one process for good: numbers are used again.
 
-On Linux this reads /proc. Elsewhere start times are unknown (None), and a number alone must do.
+On Linux this reads /proc. Elsewhere start times are unknown (None), and a number alone must do. So it must where /proc hides
+what is somebody else's (mounted with hidepid), and from within the namespace jail everything outside is somebody else's.
 """
 
 import os
@@ -17,13 +18,21 @@ def start_time(pid: int) -> int | None:
 
 def is_alive(pid: int, started: int | None) -> bool:
     """Whether the process that had this number and began at that time still runs. A stopped one (SIGSTOP) does."""
-    if not PROC.is_dir():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
+    fields = stat_fields(pid)
+    if not fields:
+        return pid > 0 and is_number_taken(pid)
+    return fields[0] not in "ZX" and started in (None, int(fields[19]))
+
+
+def is_number_taken(pid: int) -> bool:
+    """What the kernel says without /proc, to everybody about every process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
         return True
-    return start_time(pid) is not None and started in (None, start_time(pid))
+    return True
 
 
 def parent(pid: int) -> int | None:

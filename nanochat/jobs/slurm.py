@@ -8,12 +8,18 @@ import platform
 import re
 import subprocess
 
-PATIENCE_S = 30
+PATIENCE_S = 30.0
+SECONDS_TO_SAY = 5.0  # to an answer that the end of the job depends on: it is asked for again
+NO_ANSWER = "scontrol did not answer"
+# in what scontrol says when SLURM has decided nothing: slurm_errno.c
+UNDECIDED = (NO_ANSWER, "contact slurm controller", "imed out", "try again", "standby", "Zero Bytes", "pending execution")
+MIN_JOB_AGE_S = 300  # SLURM's default
 # states in which no process of the job runs any more, or none does yet (requeued). man squeue, "JOB STATE CODES"
-NOT_RUNNING = {
+ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"),
-    *("TIMEOUT", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"),
+    "TIMEOUT",
 }
+NOT_RUNNING = ENDED | {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING"}
 
 
 def job_id() -> str | None:
@@ -58,10 +64,19 @@ def num_restarts(job: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_preempted(job: str) -> bool:
-    """Whether SLURM has begun to preempt this job, which then has a time of grace left."""
-    found = re.search(r"\bPreemptTime=(\S+)", ask("scontrol", "show", "job", job) or "")
+def is_preempted(job: str) -> bool | None:
+    """Whether SLURM has begun to preempt this job, which then has a time of grace left. None: SLURM does not say."""
+    answer = ask("scontrol", "show", "job", job, patience=SECONDS_TO_SAY)
+    if answer is None:
+        return None
+    found = re.search(r"\bPreemptTime=(\S+)", answer)
     return found is not None and found[1] not in ("None", "Unknown", "N/A")
+
+
+def min_job_age() -> int:
+    """For how many seconds SLURM remembers a job that has ended."""
+    found = re.search(r"\bMinJobAge\s*=\s*(\d+)", ask("scontrol", "show", "config") or "")
+    return int(found[1]) if found else MIN_JOB_AGE_S
 
 
 def is_running(job: str, restart: int | None = None) -> bool | None:
@@ -83,17 +98,25 @@ def requeue(job: str) -> str | None:
     """Put a running job back in the queue, under the same number. Returns why SLURM refused; None if it did it."""
     done = call("scontrol", "requeue", job)
     if done is None:
-        return "scontrol did not answer"
+        return NO_ANSWER
     return (done.stderr.strip() or f"scontrol exited with {done.returncode}") if done.returncode else None
 
 
-def ask(*words: str) -> str | None:
-    done = call(*words)
+def is_definite(refusal: str) -> bool:
+    """Whether SLURM will not do what it was asked; or it did not decide, and may be asked again."""
+    return not any(text in refusal for text in UNDECIDED)
+
+
+def ask(*words: str, patience: float = PATIENCE_S) -> str | None:
+    done = call(*words, patience=patience)
     return done.stdout if done and done.returncode == 0 else None
 
 
-def call(*words: str) -> subprocess.CompletedProcess | None:
+def call(*words: str, patience: float = PATIENCE_S) -> subprocess.CompletedProcess | None:
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # a person's own may be anything
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=patience, stdin=subprocess.DEVNULL, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None

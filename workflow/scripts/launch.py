@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="folder of the stage's lease, commits and progress")
     parser.add_argument("--log", help="where this output goes; named in messages")
     parser.add_argument("--runtime-min", type=float, help="time limit in minutes, for when SLURM does not tell")
-    parser.add_argument(
-        "--no-commits", action="store_true", help="it keeps nothing to go on from: to stop it is to end it"
-    )
+    parser.add_argument("--no-commits", action="store_true", help="it keeps nothing to go on from: to stop it is to end it")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the program and its arguments")
     args = parser.parse_args()
     if not args.command:
