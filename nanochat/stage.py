@@ -68,6 +68,11 @@ class Stage:
         log.info(f"{self.manifest}: published")
 
 
+def rule_of(stage: str) -> str:
+    """The rule that makes a stage: tokens_sft makes tokens/sft, chat_eval makes both of its folders."""
+    return "chat_eval" if stage.startswith("chat_eval/") else stage.replace("/", "_")
+
+
 def stage_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--specification", type=json.loads, required=True, help="the keys that change the result, as JSON")

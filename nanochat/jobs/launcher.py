@@ -35,7 +35,7 @@ from nanochat.jobs.attempt import STATUS, BestEffort, ask_to_stop, now_text, rea
 from nanochat.jobs.deadline import Deadline, find_deadline, seconds_from_environment
 from nanochat.jobs.lease import Lease, take_lease
 from nanochat.jobs.processes import is_alive, snakemake_above, start_time
-from nanochat.planning.plan import rule_of
+from nanochat.stage import rule_of
 
 log = logging.getLogger("nanochat")
 

@@ -104,11 +104,6 @@ class Row:
         return peak_bytes(self.model, micro_batch=self.micro_batch, world_size=self.site.ranks)
 
 
-def rule_of(stage: str) -> str:
-    """The rule that makes a stage: tokens_sft makes tokens/sft, chat_eval makes both of its folders."""
-    return "chat_eval" if stage.startswith("chat_eval/") else stage.replace("/", "_")
-
-
 # -- the rows ----------------------------------------------------------------------------------------------------------------
 
 

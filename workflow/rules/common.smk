@@ -21,8 +21,9 @@ from nanochat.errors import UserError
 from nanochat.planning.hardware import gpus_here
 from nanochat.planning.inventory import find_problems
 from nanochat.jobs.mail import mail_options
-from nanochat.planning.plan import GPU_STAGES, STAGES, TRAININGS, Site, plan_run, refusals, rule_of
+from nanochat.planning.plan import GPU_STAGES, STAGES, TRAININGS, Site, plan_run, refusals
 from nanochat.specifications import COMPARISON_VOCABULARIES
+from nanochat.stage import rule_of
 
 # Programs run with the Python that runs Snakemake, and find the library in this checkout, also where it is not installed.
 # A prefix of one's own replaces Snakemake's: without pipefail, a program that fails before `| tee` has succeeded.
