@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +59,12 @@ run_program(main)
 SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURMD_NODENAME")
 
 
+def hear_signals() -> None:
+    """Where the tests run under nohup or in the background, they inherit signals that are ignored; a launcher leaves those so."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Stage:
     """A stage's state folder, and launchers for it."""
 
@@ -88,6 +95,7 @@ class Stage:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hear_signals,
             start_new_session=True,
         )
 
