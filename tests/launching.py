@@ -60,7 +60,7 @@ SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURMD_NODENAME")
 
 
 def hear_signals() -> None:
-    """Where the tests run under nohup or in the background, they inherit signals that are ignored; a launcher leaves those so."""
+    """Under nohup or in the background the tests inherit signals that are ignored, and a launcher would leave them so."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
