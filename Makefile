@@ -28,7 +28,7 @@ demo: $(STAMP) ## train the tiny world on this machine's CPU, from text to chat,
 	@echo "Go on: $(BIN)/python -m nanochat.chat results/tiny/sft"
 
 test: $(STAMP_DEV) ## run every test
-	$(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP_DEV) ## lint, formatting, types
 	$(BIN)/ruff check .
