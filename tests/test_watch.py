@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from launching import hear_signals
 from project import ROOT, wait_for
 
 from nanochat import runs
@@ -545,7 +546,8 @@ def test_ctrl_c_ends_it_in_good_order(run):
     run.finish("tokenizer")
     command = [sys.executable, "-m", "nanochat.watch", "--every", "0.1", str(run.results)]
     environment = {**os.environ, **WITHOUT_SLURM}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env=environment, preexec_fn=hear_signals)
     assert process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
