@@ -102,10 +102,7 @@ class Artefact:
 
     def record(self) -> dict:
         """How it was made. Empty if the record is gone: nothing depends on it."""
-        try:
-            return json.loads(record_path(self.manifest).read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_json_object(record_path(self.manifest))
 
 
 def open_verified(manifest: Path) -> Artefact:
@@ -175,6 +172,15 @@ def write_json(path: Path, content: Any) -> None:
 def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A small file that can be written anew, so that nothing hangs on it: {} if it is not there, or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_json_lines(path: Path) -> list[Any]:

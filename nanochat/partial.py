@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json
-from nanochat.stage import Stage, now
+from nanochat.stage import Stage, now, versions
 
 log = logging.getLogger("nanochat")
 
@@ -97,6 +97,15 @@ class Parts:
         self.finished: dict[str, Part] = ranks.from_main(self.read() if ranks.is_main else None)
         if ranks.is_main and self.finished:
             log.info("going on behind %d tasks that are finished: %s", len(self.finished), ", ".join(self.finished))
+
+    @classmethod
+    def of_stage(
+        cls, stage: Stage, ranks: Ranks, *, name: str, num_tasks: int, attempt: Attempt, machine: Mapping[str, Any]
+    ) -> "Parts":
+        """Those of a stage's evaluation, with all that its bytes depend on as their identity."""
+        numerics = {**machine, **versions()}
+        identity = {"specification": stage.specification, "inputs": stage.input_identities(), "numerics": numerics}
+        return cls(ranks, stage=name, num_tasks=num_tasks, attempt=attempt, identity=identity)
 
     # -- doing ---------------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 from nanochat.errors import UserError
 
 MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps: early gradients turn quickly and should be forgotten sooner
+LOGIT_BYTES_ON_CPU = 2**26  # fp32 logits of a micro-batch, of which the backward pass holds about three
 REFERENCE_WIDTH = 768  # the width at which nanochat's AdamW rates were found
 
 
@@ -77,6 +78,11 @@ def flops_per_token(model: Mapping[str, Any]) -> int:
     kv_width = n_embd // model["n_head"] * model["n_kv_head"]
     matrices = n_layer * (10 * n_embd * n_embd + 2 * n_embd * kv_width) + model["vocab_size"] * n_embd
     return 6 * matrices + 12 * n_layer * n_embd * model["sequence_len"]
+
+
+def micro_batch_on_cpu(model: Mapping[str, Any], rows: int) -> int:
+    """Rows in a forward pass of a training on a CPU: a divisor of `rows` whose logits stay near the caches."""
+    return divisor_at_most(rows, LOGIT_BYTES_ON_CPU / (4 * model["vocab_size"] * model["sequence_len"]))
 
 
 def divisor_at_most(number: int, limit: float) -> int:

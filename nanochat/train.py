@@ -29,14 +29,12 @@ from nanochat.gpt import GPT
 from nanochat.jobs.attempt import LOST, Attempt
 from nanochat.optimizer import Optimizer
 from nanochat.planning.memory import largest_micro_batch, peak_bytes
-from nanochat.schedule import divisor_at_most, flops_per_token, learning_rate_scale
+from nanochat.schedule import divisor_at_most, flops_per_token, learning_rate_scale, micro_batch_on_cpu
 from nanochat.stage import now, versions
 
 log = logging.getLogger("nanochat")
 
 SECONDS_BETWEEN_LINES = 5
-# fp32 logits of one micro-batch, of which the backward pass holds about three: few enough to stay near a CPU's caches
-LOGIT_BYTES_ON_CPU = 2**26
 
 
 @dataclass(frozen=True)
@@ -294,7 +292,7 @@ def choose_micro_batch(
             raise UserError(f"micro_batch {requested} does not divide the {rows} rows that each rank has in a step")
         return requested
     if memory_bytes is None:
-        return divisor_at_most(rows, LOGIT_BYTES_ON_CPU / (4 * model["sequence_len"] * model["vocab_size"]))
+        return micro_batch_on_cpu(model, rows)
     found = largest_micro_batch(model, rows=rows, memory_bytes=memory_bytes, dtype=dtype)
     if not found:
         need = peak_bytes(model, micro_batch=1, world_size=world_size, dtype=dtype)

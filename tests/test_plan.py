@@ -12,10 +12,11 @@ from nanochat.config import load_config
 from nanochat.planning import disk
 from nanochat.planning.disk import look, missing_sources, needs, space_problems
 from nanochat.planning.hardware import find
-from nanochat.planning.plan import GPU_STAGES, STAGES, Known, Site, cpu_micro_batch, plan_run, refusals
+from nanochat.planning.plan import GPU_STAGES, STAGES, Known, Site, plan_run, refusals
 from nanochat.planning.predict import Speed, commit_bytes, count_steps, predict_training, table_speed, train_token_seconds
 from nanochat.planning.text import as_text
 from nanochat.presets import PRESETS
+from nanochat.schedule import micro_batch_on_cpu
 
 PTOLEMY = Site(8, "a100", 16, 720)
 LAPTOP = Site(1, None, 2, None)
@@ -100,7 +101,7 @@ def test_the_micro_batch_of_a_cpu_is_the_one_that_the_training_chooses(vocab_siz
 
     model = {"vocab_size": vocab_size, "sequence_len": length}
     chosen = [choose_micro_batch(0, rows=rows, model=model, dtype="bfloat16") for rows in (1, 16, 24)]
-    assert [cpu_micro_batch(model, rows) for rows in (1, 16, 24)] == chosen
+    assert [micro_batch_on_cpu(model, rows) for rows in (1, 16, 24)] == chosen
 
 
 def test_cpus_and_gpus_that_nobody_knows(d20):

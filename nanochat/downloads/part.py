@@ -12,16 +12,14 @@ Not covered: a power failure while a file is fetched for which nobody has a dige
 """
 
 import hashlib
-import json
 import os
 import platform
 import re
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from nanochat.manifest import sync, write_json
+from nanochat.manifest import read_json_object, sync, write_json
 
 HOST = re.sub(r"[^A-Za-z0-9_-]", "-", platform.node()) or "host"
 STALE_S = 3600
@@ -88,7 +86,7 @@ class Part:
         self.note.unlink(missing_ok=True)
 
     def _resume(self) -> None:
-        note = read_note(self.note)
+        note = read_json_object(self.note)
         same_digest = self.digest is not None and note.get("sha256") == self.digest
         other_digest = None not in (self.digest, note.get("sha256")) and not same_digest
         if same_digest or (note.get("address_sha256") == self.address and not other_digest):
@@ -160,11 +158,3 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    try:
-        note = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}

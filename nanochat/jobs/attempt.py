@@ -31,6 +31,7 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs.processes import is_alive
+from nanochat.manifest import read_json_object
 
 log = logging.getLogger("nanochat")
 
@@ -74,7 +75,7 @@ class Attempt:
 
     def __init__(self, state: Path | None = None, claim: int = 0):
         self.state, self.claim = state, claim
-        self.status: dict[str, Any] = read_json(state / STATUS) if state else {}
+        self.status: dict[str, Any] = read_json_object(state / STATUS) if state else {}
         self.last_write = self.last_poll = float("-inf")
         self.best_effort = BestEffort()
 
@@ -176,17 +177,8 @@ def ask_to_stop(state: Path, claim: int, *, reason: str, text: str) -> None:
 
 def read_stop(state: Path, claim: int) -> dict[str, Any]:
     """The request to stop that is meant for the holder of this claim; {} if there is none."""
-    found = read_json(state / STOP)
+    found = read_json_object(state / STOP)
     return found if found.get("claim") == claim else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a small file of the state folder says; {} if it is not there, or damaged: all of them can be written anew."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_whole(path: Path, content: Mapping[str, Any]) -> None:

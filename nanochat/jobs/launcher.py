@@ -31,10 +31,11 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs import offline, slurm
-from nanochat.jobs.attempt import STATUS, BestEffort, ask_to_stop, now_text, read_json, read_stop, write_whole
+from nanochat.jobs.attempt import STATUS, BestEffort, ask_to_stop, now_text, read_stop, write_whole
 from nanochat.jobs.deadline import Deadline, find_deadline, seconds_from_environment
 from nanochat.jobs.lease import Lease, take_lease
 from nanochat.jobs.processes import is_alive, snakemake_above, start_time
+from nanochat.manifest import read_json_object
 from nanochat.stage import rule_of
 
 log = logging.getLogger("nanochat")
@@ -234,7 +235,7 @@ class Run:
         return self.deadline is not None and self.deadline.seconds_left() > margin
 
     def status(self) -> dict[str, Any]:
-        status = read_json(self.work.state / STATUS)
+        status = read_json_object(self.work.state / STATUS)
         return status if status.get("claim") == self.claim else {}
 
     def kill(self) -> None:
@@ -355,7 +356,7 @@ def outlast_preemption(run: Run) -> None:
 
 def write_status(work: Work, claim: int, **changes: Any) -> None:
     """status.json as the launcher knows better than the program: before it began, and after it died."""
-    found = read_json(work.state / STATUS)
+    found = read_json_object(work.state / STATUS)
     if found.get("claim") != claim:
         found = {key: found[key] for key in KEPT_OF_STATUS if key in found}
     with BestEffort():

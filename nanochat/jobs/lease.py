@@ -33,9 +33,10 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.jobs import slurm
-from nanochat.jobs.attempt import CLAIMS, ask_to_stop, let_all_read, newest_claim, now_text, read_json, write_whole
+from nanochat.jobs.attempt import CLAIMS, ask_to_stop, let_all_read, newest_claim, now_text, write_whole
 from nanochat.jobs.deadline import seconds_from_environment
 from nanochat.jobs.processes import is_alive, process_space, start_time
+from nanochat.manifest import read_json_object
 
 log = logging.getLogger("nanochat")
 
@@ -169,12 +170,12 @@ def claim_path(state: Path, number: int) -> Path:
 
 
 def is_released(state: Path, number: int) -> bool:
-    return "released" in read_json(claim_path(state, number))
+    return "released" in read_json_object(claim_path(state, number))
 
 
 def read_holder(state: Path, number: int) -> Holder:
     """Who holds a claim. Of one whose file is empty (its writer was killed on the way) nothing is known but the number."""
-    found = read_json(claim_path(state, number))
+    found = read_json_object(claim_path(state, number))
     known: dict[str, Any] = {key: found[key] for key in Holder.__dataclass_fields__ if key in found}
     return Holder(**{**known, "claim": number})
 
@@ -273,7 +274,7 @@ def was_here_before(state: Path) -> bool:
     """
     job = slurm.job_id()
     return job is not None and any(
-        read_json(path).get("job") == job for path in (state / CLAIMS).iterdir() if path.suffix == ".json"
+        read_json_object(path).get("job") == job for path in (state / CLAIMS).iterdir() if path.suffix == ".json"
     )
 
 

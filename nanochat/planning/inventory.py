@@ -8,7 +8,6 @@ size, time or inode tell that something happened; everything, where `everything`
 Not covered, unless `everything` is read: a disk that changes bytes by itself.
 """
 
-import json
 import logging
 import os
 import time
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nanochat.errors import UserError
-from nanochat.manifest import open_verified, sha256, write_json
+from nanochat.manifest import open_verified, read_json_object, sha256, write_json
 
 log = logging.getLogger("nanochat")
 
@@ -33,7 +32,7 @@ def find_problems(manifests: Iterable[Path], *, memory: Path, everything: bool =
     Hashes what changed since it was last found right (`everything`: all files; `new=False`: not what nobody has hashed yet).
     `memory` is the file that remembers; if it cannot be written, nothing is lost but time.
     """
-    known = recall(memory)
+    known = read_json_object(memory)
     problems: list[str] = []
     to_hash: list[tuple[Path, dict, Fingerprint]] = []
     for manifest in sorted(set(manifests)):
@@ -106,17 +105,9 @@ def sentence(path: Path, problem: str) -> str:
     )
 
 
-def recall(memory: Path) -> dict[str, Fingerprint]:
-    try:
-        content = json.loads(memory.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def remember(memory: Path, good: dict[str, Fingerprint]) -> None:
     # read again: another program may have added to it meanwhile. What is lost in a race is read once more, no worse
     try:
-        write_json(memory, recall(memory) | good)
+        write_json(memory, read_json_object(memory) | good)
     except OSError as error:
         log.info("%s: cannot be written (%s); these files will be read again at the next start", memory, error.strerror)

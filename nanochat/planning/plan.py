@@ -18,7 +18,7 @@ from nanochat.planning import predict
 from nanochat.planning.hardware import Device, find
 from nanochat.planning.memory import largest_micro_batch, peak_bytes
 from nanochat.planning.predict import Prediction, Speed, table_speed
-from nanochat.schedule import divisor_at_most
+from nanochat.schedule import divisor_at_most, micro_batch_on_cpu
 
 TRAININGS = ("base_train", "mid_train", "sft")
 GPU_STAGES = ("base_train", "base_eval", "mid_train", "sft", "chat_eval/mid_train", "chat_eval/sft")
@@ -28,7 +28,6 @@ DAY_S = 86_400
 MAX_CPU_DAYS = 60  # what takes longer on CPUs was hardly meant; config/tiny.yaml takes minutes, config/small.yaml 20
 WALL_SHARE = 0.95  # of a job's time; the rest goes to starting it and to stopping before the wall
 GENERATED_BYTES = 150.0  # of a conversation in the tiny world
-CPU_LOGIT_BYTES = 2**26  # as nanochat.train chooses micro-batches on CPUs
 
 
 @dataclass(frozen=True)
@@ -154,13 +153,9 @@ def micro_batches(
     """The rows of a forward pass, as the training will choose them, and the most that fit (None: no GPU)."""
     rows = max(1, specification["total_batch_tokens"] // model["sequence_len"] // site.ranks)
     if site.device is None:
-        return requested or cpu_micro_batch(model, rows), None
+        return requested or micro_batch_on_cpu(model, rows), None
     largest = largest_micro_batch(model, rows=rows, memory_bytes=site.device.memory_bytes)
     return requested or largest, largest
-
-
-def cpu_micro_batch(model: Mapping[str, Any], rows: int) -> int:
-    return divisor_at_most(rows, CPU_LOGIT_BYTES / (4 * model["vocab_size"] * model["sequence_len"]))
 
 
 def predict_preparation(

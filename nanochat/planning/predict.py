@@ -33,7 +33,7 @@ DETERMINISTIC = 1.10  # d20 with kernels that give the same bits each time, over
 # CPU stages, on one thread (benchmarks/README.md, data.py)
 TOKENIZER_BYTES_PER_S = 12.9e6
 TEXT_TOKENS_PER_S = 2.5e6
-CONVERSATION_TOKENS_PER_S = 0.62e6
+CONVERSATION_TOKENS_PER_S = 0.62e6  # rendered, encoded and packed, as config/small.yaml took
 
 # The tasks of nanochat's CORE bundle: items, and bytes of text that an item puts through the model, examples and all options
 CORE_TASKS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json, write_json_lines
 from nanochat.partial import Parts, Stopped, Work, finish
-from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files, versions
+from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT
@@ -51,16 +51,13 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
         model, tokenizer = load_model(args.model.parent, ranks.device)
         bundle = verified_files(data)["eval_bundle"]
         machine = {**ranks.record(), "dtype": model.dtype_name}
-        parts = Parts(
+        parts = Parts.of_stage(
+            stage,
             ranks,
-            stage="base_eval",
+            name="base_eval",
             num_tasks=len(SPLITS) + len(specification["tasks"] or list_labels(bundle)) + 1,  # and the samples
             attempt=attempt,
-            identity={
-                "specification": stage.specification,
-                "inputs": stage.input_identities(),
-                "numerics": {**machine, **versions()},
-            },
+            machine=machine,
         )
         try:
             bits_per_byte = evaluate_rows(model, tokenizer, open_verified(args.tokens), specification["eval_tokens"], parts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json_lines
 from nanochat.partial import Parts, Stopped, finish
-from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files, versions
+from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files
 
 if TYPE_CHECKING:
     from nanochat import tasks
@@ -46,17 +46,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
         rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
         chosen = {task: tasks.build(task, split="test", files=files, rows=rows.get(task)) for task in specification["tasks"]}
         machine = {**ranks.record(), "dtype": model.dtype_name}
-        parts = Parts(
-            ranks,
-            stage=name,
-            num_tasks=len(chosen),
-            attempt=attempt,
-            identity={
-                "specification": stage.specification,
-                "inputs": stage.input_identities(),
-                "numerics": {**machine, **versions()},
-            },
-        )
+        parts = Parts.of_stage(stage, ranks, name=name, num_tasks=len(chosen), attempt=attempt, machine=machine)
         try:
             results, answers = evaluate_chat(
                 model,

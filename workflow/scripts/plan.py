@@ -15,9 +15,10 @@ from typing import Any
 from nanochat.config import Config, load_config
 from nanochat.planning.disk import look, missing_files, missing_sources, needs, space_problems
 from nanochat.planning.hardware import ON_CPUS
-from nanochat.planning.plan import TRAININGS, Known, Site, cpu_micro_batch, plan_run, refusals
+from nanochat.planning.plan import TRAININGS, Known, Site, plan_run, refusals
 from nanochat.planning.predict import Speed
 from nanochat.planning.text import as_text
+from nanochat.schedule import micro_batch_on_cpu
 from nanochat.stage import run_program
 
 
@@ -51,7 +52,7 @@ def known_of(config: Config, run: str, sites: dict[str, Site]) -> Known:
         model = config.gpt_config(run)
         rows = {stage: getattr(config.settings(run), stage).total_batch_tokens // model["sequence_len"] for stage in trainings}
         micro_batches = {
-            stage: config.run_time(run, stage)["micro_batch"] or cpu_micro_batch(model, rows[stage]) for stage in trainings
+            stage: config.run_time(run, stage)["micro_batch"] or micro_batch_on_cpu(model, rows[stage]) for stage in trainings
         }
         measured = measure(model, micro_batches, cores=sites[trainings[0]].threads)
         measured |= {"base_train": next(iter(measured.values()))} if measured and "base_train" not in measured else {}

@@ -14,7 +14,8 @@ from nanochat.errors import UserError
 from nanochat.manifest import open_verified
 from nanochat.planning import predict
 from nanochat.planning.inventory import find_problems
-from nanochat.planning.plan import GPU_STAGES, TRAININGS, Site, cpu_micro_batch, speed_of
+from nanochat.planning.plan import GPU_STAGES, TRAININGS, Site, speed_of
+from nanochat.schedule import micro_batch_on_cpu
 from nanochat.stage import Stage, by_key, log, run_program, stage_parser
 
 
@@ -101,7 +102,7 @@ def find_speeds(sites: dict[str, Site], specification: dict) -> dict[str, predic
         name.replace("tokens/pretrain", "base_train").removeprefix("tokens/"): training["batch_tokens"] // model["sequence_len"]
         for name, training in specification["trainings"].items()
     }
-    micro_batches = {stage: cpu_micro_batch(model, rows[stage]) for stage in TRAININGS if stage in here and stage in rows}
+    micro_batches = {stage: micro_batch_on_cpu(model, rows[stage]) for stage in TRAININGS if stage in here and stage in rows}
     if micro_batches:
         from nanochat.planning.speed import measure_speeds
 
