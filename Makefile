@@ -21,11 +21,13 @@ venv: $(STAMP) ## make .venv and install the project into it
 demo: $(STAMP) ## train the tiny world on this machine's CPU, from text to chat, in minutes
 	$(BIN)/snakemake --profile profiles/laptop --configfile config/tiny.yaml --cores $(CORES)
 	@echo
-	@echo "Report: results/tiny/report/report.md"
+	@echo "Report: results/tiny/report/report.html"
+	@echo "The forward pass and a training step, line by line: results/tiny/trace/forward.html and step.html"
 	@echo "Where does Otto live?"
 	@$(BIN)/python -m nanochat.chat results/tiny/sft -p "Where does Otto live?" --temperature 0
 	@echo
 	@echo "Go on: $(BIN)/python -m nanochat.chat results/tiny/sft"
+	@echo "In a browser: $(BIN)/python -m nanochat.serve results/tiny/sft"
 
 test: $(STAMP_DEV) ## run every test
 	$(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder

@@ -26,15 +26,17 @@ include: "workflow/rules/tokens.smk"
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/chat.smk"
+include: "workflow/rules/trace.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/gpu_check.smk"
 
 
 rule all:
-    """Make the report of every run, and all that it needs."""
+    """Make the report of every run, and all that it needs; with several runs, their comparison."""
     default_target: True
     input:
         expand("results/{run}/report/manifest.json", run=CONFIG.run_names),
+        ["results/comparison/manifest.json"] if len(CONFIG.run_names) > 1 else [],
     localrule: True
 
 

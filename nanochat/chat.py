@@ -3,35 +3,61 @@
     python -m nanochat.chat results/tiny/sft
     python -m nanochat.chat results/tiny/sft -p "Where does Otto live?"
 
-The answer appears as it is made. Ctrl-C stops it, /clear forgets the conversation, /quit (or Ctrl-D, or Ctrl-C at the prompt)
-leaves. An answer follows from --seed: the same conversation gets the same answers. Where the model used its calculator, the
-answer shows what it asked and what it got:  [12*4][= 48].
+The answer appears as it is made, and Ctrl-C stops it. Alt+Enter, or a backslash at the end of a line, begins another line.
+/help lists the commands; /quit (or Ctrl-D, or Ctrl-C at the empty prompt) leaves. An answer follows from --seed: the same
+conversation gets the same answers. Where the model used its calculator, the answer shows what it asked and what it got:
+[12*4][= 48].
+
+Nothing is written anywhere unless asked for: /save FILE keeps the conversation, --history FILE what was typed.
 """
 
 import argparse
-import codecs
-import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat.dialogue import (
+    BASE_NOTE,
+    SETTINGS,
+    Fitted,
+    Parts,
+    TokenText,
+    add_arguments,
+    describe,
+    fit,
+    is_base,
+    join_parts,
+    open_engine,
+    question_tokens,
+    read_setting,
+)
 from nanochat.errors import UserError
+from nanochat.manifest import atomic_path
+from nanochat.reports.text import fenced, inline, visible
+from nanochat.terminal import open_lines
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
     from nanochat.tokenizer import Tokenizer
 
-HELP = "/clear forgets the conversation, /quit leaves, Ctrl-C stops an answer"
-
-# What a terminal would obey rather than show: control characters (as their pictures) and changes of the writing direction.
-HARMLESS = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys([*range(0x80, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
-}
-
 TOOL_MARKS = {"<|python_start|>": "[", "<|python_end|>": "]", "<|output_start|>": "[= ", "<|output_end|>": "]"}
+
+COMMANDS = {
+    "/help": "this list",
+    "/reset": "forget the conversation and begin a new one (also /clear)",
+    "/regenerate": "another answer to the last question",
+    "/save FILE": "write the conversation, as Markdown (.md) or JSON (.json)",
+    "/temperature X": SETTINGS["temperature"].help,
+    "/top-k N": SETTINGS["top_k"].help,
+    "/max-tokens N": SETTINGS["max_tokens"].help,
+    "/seed N": SETTINGS["seed"].help,
+    "/quit": "leave (also Ctrl-D)",
+}
+ALIASES = {"/clear": "/reset", "/exit": "/quit"}
+KEYS = "Ctrl-C stops an answer. Alt+Enter, or a backslash at the end of a line: another line. //text says what begins with a /"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chat = open_chat(options)
         if options.prompt is not None:
-            answer(chat, options.prompt)
+            show(chat.ask(options.prompt))
         else:
-            converse(chat)
+            converse(chat, options.history)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(visible(str(error), keep="\n"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -56,91 +82,100 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nanochat.chat", description="Talk to a trained model.")
     parser.add_argument("folder", type=Path, help="a model's folder, such as results/tiny/sft")
     parser.add_argument("-p", "--prompt", help="answer this once, and leave")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0: always the likeliest token (default: %(default)s)")
-    parser.add_argument(
-        "--top-k", type=int, default=50, help="draw from the k likeliest tokens; 0: from all (default: %(default)s)"
-    )
-    parser.add_argument("--max-tokens", type=int, default=256, help="length of an answer (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one (default)")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="keep what is typed in this private file")
+    add_arguments(parser, "temperature", "top_k", "max_tokens", "seed")
     return parser.parse_args(arguments)
 
 
 def open_chat(options: argparse.Namespace) -> "Chat":
-    if not (options.folder / "manifest.json").exists():
-        raise UserError(no_model_message(options.folder))
-    # imported late: a wrong path is told at once, not after the seconds that PyTorch takes
-    from nanochat.checkpoint import load_model
-    from nanochat.distributed import choose_device
-    from nanochat.engine import Engine
-
-    model, tokenizer = load_model(options.folder, choose_device(options.device))
-    if options.folder.name == "base_train":
-        note("a base model continues texts; it has not learned to answer. mid_train and sft teach it")
+    engine = open_engine(options.folder, options.device)
+    if continues := is_base(options.folder):
+        note(BASE_NOTE)
     return Chat(
-        Engine(model, tokenizer),
+        engine,
         temperature=options.temperature,
         top_k=options.top_k,
         max_tokens=options.max_tokens,
         seed=options.seed,
+        continues=continues,
+        name="/".join(options.folder.absolute().parts[-2:]),
     )
-
-
-def no_model_message(folder: Path) -> str:
-    """Why there is nothing to talk to, and the command that changes it."""
-    lines = [f"{folder}: no model here (there is no {folder / 'manifest.json'})."]
-    inside = sorted(path.parent for path in folder.glob("*/model.safetensors"))
-    if inside:
-        return "\n".join([*lines, "Models inside it: " + ", ".join(map(str, inside))])
-    run = folder.parent.name
-    if run == "tiny":
-        lines.append("Make it with:  make demo")
-    own = Path("config") / f"{run}.yaml"
-    config = f" --configfile {own}" if own.exists() or run == "tiny" else ""
-    either = "or" if run == "tiny" else "Make it with"
-    # the target comes first: --configfile takes every word that follows it for another file
-    lines.append(f"{either}:  snakemake {folder / 'manifest.json'} --profile profiles/laptop{config}")
-    others = sorted(path.parent for path in Path("results").glob("*/*/model.safetensors"))
-    if others:
-        lines.append("Models that are here: " + ", ".join(map(str, others)))
-    return "\n".join(lines)
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------------
 
 
-def converse(chat: "Chat") -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives input() a history and an editable line)
-
+def converse(chat: "Chat", history: Path | None = None) -> None:
     is_terminal = sys.stdin.isatty()
+    read_line = open_lines([command.split()[0] for command in COMMANDS], history)
     if is_terminal:
-        config = chat.engine.model.config
-        millions = chat.engine.model.num_parameters() / 1e6
-        print(f"{millions:.1f} M parameters, {config.sequence_len} tokens of context, on {chat.engine.device}. {HELP}.")
+        print(f"{describe(chat.engine)}. /help lists the commands, /quit leaves.")
     while True:
         try:
-            text = input("\nyou:   " if is_terminal else "").strip()
+            text = read_line("\nyou:   " if is_terminal else "").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if text in ("/quit", "/exit"):
+        try:
+            show(obey(chat, text), before="model: " if is_terminal else "")
+        except Leave:
             return
-        if text == "/clear":
-            chat.clear()
-        elif text == "/help":
-            note(HELP)
-        elif text:
-            print("model: " if is_terminal else "", end="", flush=True)
-            try:
-                answer(chat, text)
-            except KeyboardInterrupt:
-                print()
-                note("stopped")
+        except UserError as error:
+            note(str(error))
+        except KeyboardInterrupt:
+            print()
+            note("stopped")
 
 
-def answer(chat: "Chat", text: str) -> None:
-    for piece in chat.ask(text):
+class Leave(Exception):
+    """The person said /quit."""
+
+
+def obey(chat: "Chat", text: str) -> Iterator[str] | None:
+    """Do what a line says that somebody typed; the pieces of an answer, if it asks for one."""
+    if not text:
+        return None
+    if text.startswith("//"):
+        return chat.ask(text[1:])
+    if not text.startswith("/"):
+        return chat.ask(text)
+    name, _, value = text.partition(" ")
+    match ALIASES.get(name, name):
+        case "/quit":
+            raise Leave
+        case "/help":
+            print(*(f"  {command:<16}{meaning}" for command, meaning in COMMANDS.items()), KEYS, sep="\n", file=sys.stderr)
+        case "/reset":
+            chat.reset()
+        case "/regenerate":
+            return chat.regenerate()
+        case "/save":
+            save(chat, value.strip())
+        case "/temperature" | "/top-k" | "/max-tokens" | "/seed":
+            change(chat, name[1:].replace("-", "_"), value.strip())
+        case _:
+            raise UserError(f"{name} is no command. {nearest(name)} To say something that begins with a /, begin with //")
+    return None
+
+
+def nearest(name: str) -> str:
+    names = [*(command.split()[0] for command in COMMANDS), *ALIASES]
+    near = [known for known in names if known.startswith(name)] or get_close_matches(name, names, n=1)
+    return f"Did you mean {near[0]}?" if near else "/help lists the commands."
+
+
+def change(chat: "Chat", name: str, value: str) -> None:
+    """Turn a setting; without a value, say how it is set."""
+    if value:
+        setattr(chat, name, read_setting(name, value))
+    note(f"{name.replace('_', '-')} is {getattr(chat, name)}")
+
+
+def show(pieces: Iterator[str] | None, before: str = "") -> None:
+    if pieces is None:
+        return
+    print(before, end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
 
@@ -153,87 +188,155 @@ def note(text: str) -> None:
 
 
 class Chat:
-    """A conversation with a model: what was said so far, as tokens, one list for each question with its answer."""
+    """A conversation with a model: as tokens, one list for each question with its answer, and as messages to keep."""
 
-    def __init__(self, engine: "Engine", *, temperature: float, top_k: int, max_tokens: int, seed: int):
+    def __init__(
+        self,
+        engine: "Engine",
+        *,
+        temperature: float,
+        top_k: int,
+        max_tokens: int,
+        seed: int,
+        continues: bool = False,
+        name: str = "model",
+    ):
         self.engine = engine
         self.temperature = temperature
         self.top_k = top_k
         self.max_tokens = max_tokens
         self.seed = seed
-        self.num_asked = 0
-        self.turns: list[list[int]] = []
+        self.continues = continues  # a base model: no roles, one text that goes on
+        self.name = name
+        self.reset()
 
-    def clear(self) -> None:
-        self.turns = []
+    def reset(self) -> None:
+        self.turns: list[list[int]] = []  # those that the model still reads
+        self.messages: list[dict] = []  # everything that was said
         self.num_asked = 0
+        self.num_again = 0
 
     def ask(self, text: str) -> Iterator[str]:
         """Say something; the answer comes in pieces of printable text.
 
         An answer that is stopped stays in the conversation as far as it went.
         """
+        self.num_again = 0
+        return self._answer(text)
+
+    def regenerate(self) -> Iterator[str]:
+        """Another answer to the last question, drawn with other random numbers."""
+        if not self.messages:
+            raise UserError("there is no answer yet that could be made again")
+        if self.temperature == 0:
+            note("at temperature 0 there is only one answer; /temperature 0.6 draws others")
+        text = self.messages[-2]["content"]
+        self.messages = self.messages[:-2]
+        self.turns = self.turns[:-1]
+        self.num_asked -= 1
+        self.num_again += 1
+        return self._answer(text)
+
+    def _answer(self, text: str) -> Iterator[str]:
+        question = question_tokens(self.engine.tokenizer, text, continues=self.continues)
+        fitted = fit(self.turns, question, self.engine.model.config, self.max_tokens, opening=0 if self.continues else 1)
+        for line in fitted.notes:
+            note(line)
+        self.turns = fitted.turns
+        return self._pieces(text, fitted)
+
+    def _pieces(self, text: str, fitted: Fitted) -> Iterator[str]:
         tokenizer = self.engine.tokenizer
-        if not text.strip():
-            raise UserError("there is no question: say something")
-        bos, *question = tokenizer.render_prompt({"messages": [{"role": "user", "content": text}]})
-        prompt = [bos, *self.clip(question)]
         said: list[int] = []
         screen = Screen(tokenizer)
+        again = f"/{self.num_again}" if self.num_again else ""
         try:
             for token in self.engine.stream(
-                prompt,
+                [tokenizer.bos_id, *fitted.tokens],
                 max_new_tokens=self.max_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,
-                seed=f"{self.seed}/{self.num_asked}",
+                seed=f"{self.seed}/{self.num_asked}{again}",
             ):
                 said.append(token)
                 yield screen.show(token)
             yield screen.flush()
         finally:
-            self.turns.append([*question, *said, tokenizer.special_id("<|assistant_end|>")])
-            self.num_asked += 1
+            self._remember(text, fitted.question, said)
         if len(said) >= self.max_tokens:
             note(f"cut after {len(said)} tokens; --max-tokens allows more")
 
-    def clip(self, question: list[int]) -> list[int]:
-        """The turns and the question, as much of their end as fits the length the model was trained on, with its answer."""
-        sequence_len = self.engine.model.config.sequence_len
-        room = sequence_len - 1 - min(self.max_tokens, sequence_len // 2)
-        if self.turns and sum(map(len, self.turns)) + len(question) > room:
-            note(f"the model reads {sequence_len} tokens at a time: the beginning of this conversation is forgotten")
-        while self.turns and sum(map(len, self.turns)) + len(question) > room:
-            self.turns.pop(0)
-        if len(question) > room:
-            note(f"your message has {len(question)} tokens, and there is room for {room}: its beginning is left out")
-            # <|user_start|> stays in front
-            question = [question[0], *question[len(question) - room + 1 :]]
-        return [*(token for turn in self.turns for token in turn), *question]
+    def _remember(self, text: str, question: list[int], said: list[int]) -> None:
+        tokenizer = self.engine.tokenizer
+        end = [] if self.continues else [tokenizer.special_id("<|assistant_end|>")]
+        self.turns.append([*question, *said, *end])
+        self.num_asked += 1
+        parts = Parts(tokenizer)
+        content = join_parts([part for token in said for part in parts.read(token)] + parts.flush())
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": content}]
 
 
 class Screen:
-    """Tokens as text that a terminal can show.
-
-    A token may end inside a character, so bytes wait until their character is whole.
-    """
+    """Tokens as text that a terminal can show, calls of the calculator in brackets."""
 
     def __init__(self, tokenizer: "Tokenizer"):
-        self.tokenizer = tokenizer
-        self.marks = {tokenizer.special_id(name): mark for name, mark in TOOL_MARKS.items()}
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.is_special = tokenizer.token_bytes() == 0
+        self.characters = TokenText(tokenizer)
 
     def show(self, token: int) -> str:
-        if self.is_special[token]:
-            return self.flush() + self.marks.get(token, "")
-        return self.decoder.decode(self.tokenizer.decode_bytes([token])).translate(HARMLESS)
+        text, name = self.characters.read(token)
+        return text + TOOL_MARKS.get(name or "", "")
 
     def flush(self) -> str:
-        """What is left of an unfinished character, as a replacement character."""
-        text = self.decoder.decode(b"", final=True).translate(HARMLESS)
-        self.decoder.reset()
-        return text
+        return self.characters.flush()
+
+
+# -- keeping it --------------------------------------------------------------------------------------------------------------
+
+
+def save(chat: Chat, name: str) -> None:
+    """Write the conversation to a new file; one that is there stays, unless `--replace` comes before its name."""
+    replace, name = name.startswith("--replace "), name.removeprefix("--replace ").strip()
+    path = Path(name).expanduser()
+    write: dict[str, Callable[[Chat], str]] = {".md": as_markdown, ".json": as_json}
+    if path.suffix.lower() not in write:
+        raise UserError("/save needs the name of a file that ends in .md or .json:  /save conversation.md")
+    if not chat.messages:
+        raise UserError("nothing was said yet; there is nothing to save")
+    is_there = path.exists()
+    if is_there and not replace:
+        raise UserError(f"{path} is there already and was left as it is. To replace it:  /save --replace {path}")
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(write[path.suffix.lower()](chat), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    note(f"{'replaced' if is_there else 'saved'} {path}: {len(chat.messages)} messages")
+
+
+def settings(chat: Chat) -> dict[str, float]:
+    return {name: getattr(chat, name) for name in SETTINGS}
+
+
+def as_json(chat: Chat) -> str:
+    """The conversation in the project's own form (nanochat.messages), with the settings at its end."""
+    content = {"model": chat.name, "settings": settings(chat), "messages": chat.messages}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_markdown(chat: Chat) -> str:
+    told = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in settings(chat).items())
+    blocks = [f"# Conversation with {inline(chat.name)}", f"Settings at the end: {told}."]
+    for message in chat.messages:
+        blocks += ["## You" if message["role"] == "user" else "## Model", fenced(plain(message["content"]))]
+    return "\n\n".join(blocks) + "\n"
+
+
+def plain(content: str | list[dict[str, str]]) -> str:
+    """A message as the terminal shows it."""
+    if isinstance(content, str):
+        return content
+    marks = {"text": "{}", "python": "[{}]", "python_output": "[= {}]"}
+    return "".join(marks[part["type"]].replace("{}", part["text"]) for part in content)
 
 
 if __name__ == "__main__":

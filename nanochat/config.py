@@ -23,7 +23,7 @@ import yaml
 
 from nanochat import specifications
 from nanochat.catalogue import Catalogue, load_catalogue
-from nanochat.config_checks import problems_in_run
+from nanochat.config_checks import problems_in_run, trace_problems
 from nanochat.errors import UserError
 from nanochat.presets import PRESETS
 from nanochat.runs import SECTIONS, STAGES, Resolver, Run
@@ -151,7 +151,7 @@ def load_config(
             problems.append(f"catalogue: {error}")
     if catalogue is not None and not unusable:
         for name, run in runs.items():
-            told = problems_in_run(run, catalogue, Path(root))
+            told = [*problems_in_run(run, catalogue, Path(root)), *trace_problems(run, runs, resolver.overrides)]
             problems += [f"{resolver.place(name, place)} {problem}" for place, problem in told]
     raise_for(problems, source)
     assert catalogue is not None

@@ -1,6 +1,6 @@
 """What makes a configuration impossible although every key by itself is fine: found before the first job, not in the last."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from nanochat.catalogue import Catalogue
@@ -142,6 +142,31 @@ def chat_eval_problems(run: Run, catalogue: Catalogue) -> Iterator[Problem]:
     for source in sources_needed(run.settings, "chat_eval/sft", catalogue):
         if not is_there(source, catalogue):
             yield ("chat_eval", "tasks"), f"needs a file that is not there: {catalogue.unknown(source)}"
+
+
+def trace_problems(run: Run, runs: Mapping[str, Run], names: Collection[str]) -> Iterator[Problem]:
+    """What is wrong with a trace, and with the run that stands beside it; `names` has those runs, too, that are broken."""
+    trace = run.settings.trace
+    name, place = trace.beside, ("trace", "beside")
+    if not trace.prompt.strip():
+        yield ("trace", "prompt"), "says nothing; it takes a text to follow through the model"
+    if name is None:
+        return
+    if name == run.name:
+        yield place, f"is {name}, the run itself; it takes the name of another one, or nothing"
+    elif name not in names:
+        yield place, f"is {name}, which is not in runs.{suggest(name, names)}"
+    elif name in runs:
+        other = runs[name]
+        mine, theirs = run.settings.tokenizer.vocab_size, other.settings.tokenizer.vocab_size
+        if other.owners[trace.model] == run.owners[trace.model]:
+            yield place, f"is {name}, and both runs have the same {trace.model}: there is nothing to compare"
+        elif mine != theirs:
+            yield (
+                place,
+                f"is {name}, with a vocabulary of {readable(theirs)} tokens, and {run.name} has {readable(mine)}: models "
+                "stand beside each other only with equally many",
+            )
 
 
 def is_there(source: str, catalogue: Catalogue) -> bool:

@@ -116,12 +116,13 @@ what it does differently, key by key (a list is replaced as a whole), or names a
 ```yaml
 runs:
   d20: {{}}
-  d20-more-sft: {{base_train: d20, mid_train: d20, sft: {{epochs: 2.0}}}} # only sft, its evaluation and the report are made
+  d20-more-sft: {{base_train: d20, mid_train: d20, sft: {{epochs: 2.0}}}} # only sft, its evaluation, trace and report are made
   d12: {{tokenizer: d20, base_train: {{depth: 12}}}}
 ```
 
 - Reusing a stage means reusing all that it was made from: `mid_train: d20` brings d20's tokenizer, tokens and base_train along.
   An override that would have made a reused stage differently is an error.
+- A run's `trace` and `report` are its own, whatever it reuses.
 - Evaluations follow the model: with `base_train: d20`, base_eval is d20's too, unless the run has `base_eval` keys of its own.
 - {reusable} can be reused.
 - A run's name has up to 64 letters, digits, `.`, `_` and `-`, and is not the name of a stage.

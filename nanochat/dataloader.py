@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nanochat.errors import UserError
+from nanochat.manifest import Artefact
 
 
 class PackedRows:
@@ -65,6 +66,16 @@ class PackedRows:
             places = order[bounds[file] : bounds[file + 1]]
             gathered[places] = arrays[file][indices[places] - self._starts[file]]
         return gathered
+
+
+def open_rows(tokens: Artefact, split: str, *, verify: bool = True) -> PackedRows:
+    """The rows of a split (train, validation) that a tokens stage published, with their masks."""
+    names = sorted(name for name in tokens.files if name.startswith(split))
+    rows = [tokens.path(name, verify=verify) for name in names if "mask" not in name]
+    masks = [tokens.path(name, verify=verify) for name in names if "mask" in name]
+    if not rows:
+        raise UserError(f"{tokens.manifest}: lists no rows for {split}")
+    return PackedRows(rows, masks)
 
 
 class Loader:

@@ -3,6 +3,7 @@
 The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. One process is the case where every exchange is a no-op.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -118,6 +119,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
+@functools.cache
 def cpu_has_bf16() -> bool:
     """Whether the CPU has instructions for bfloat16 products; without them they are emulated, and slower than fp32."""
     try:

@@ -118,6 +118,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
+        """A vector for each token, and for its place where places are learned: token ids (B, T) -> (B, T, C)."""
         x = self.wte(idx)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)  # (B, T, C)
@@ -299,6 +300,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor) -> Tensor:
+    """Divide each vector (..., C) by the root of the mean of its squares."""
     return F.rms_norm(x, (x.size(-1),), eps=NORM_EPS)
 
 

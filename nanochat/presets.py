@@ -1,5 +1,8 @@
 """The named models: which component each takes. Plain data, so that a configuration can be checked without PyTorch."""
 
+from collections.abc import Mapping
+from typing import Any
+
 PRESETS: dict[str, dict] = {
     # nanochat as of October 2025; `GPTConfig()` is this at depth 20
     "nanochat": {
@@ -30,3 +33,13 @@ PRESETS: dict[str, dict] = {
         "rope_base": 10000.0,
     },
 }
+
+
+def nearest_preset(config: Mapping[str, Any]) -> str:
+    """The preset from which a model (`GPTConfig.as_dict`) differs in the fewest components."""
+    return min(PRESETS, key=lambda name: len(changed_components(config, name)))
+
+
+def changed_components(config: Mapping[str, Any], name: str) -> list[str]:
+    """The components in which a model differs from a preset."""
+    return [key for key, value in PRESETS[name].items() if key in config and config[key] != value]

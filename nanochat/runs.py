@@ -35,6 +35,7 @@ STAGES = (
     "sft",
     "chat_eval/mid_train",
     "chat_eval/sft",
+    "trace",
     "report",
 )
 SECTIONS = tuple(Settings.model_fields)
@@ -50,12 +51,13 @@ MADE_FROM = {
     "chat_eval": ("tokenizer", "tokens", "base_train", "mid_train", "sft"),
 }
 CHAIN = ("tokenizer", "tokens", "base_train", "mid_train", "sft")  # each is made from all before it
+TRAININGS = ("base_train", "mid_train", "sft")
 FIRST_STAGE = {"tokens": "tokens/pretrain", "chat_eval": "chat_eval/sft"}  # the stage that stands for a section
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # names of rules, targets and folders beside the runs
 RESERVED = {stage.split("/")[0] for stage in STAGES} | {
-    "all", "download", "plan", "preflight", "trace", "gpu_check", "resume", "resources", "results",
+    "all", "download", "plan", "preflight", "comparison", "gpu_check", "resume", "resources", "results",
 }  # fmt: skip
 
 

@@ -187,6 +187,17 @@ class ChatEval(Section):
     seed: int = key(42, "seed of the sampling", ge=0)
 
 
+class Trace(Section):
+    """One prompt through the model, every line of it, and one step of its training, for people to look at."""
+
+    prompt: str = key("The capital of France is", "text to follow through the model, of at most 128 tokens")
+    model: Literal["base_train", "mid_train", "sft"] = key("base_train", "the training whose model is traced")
+    beside: str | None = key(
+        None, "run whose model of that training stands beside it; empty = the other preset at these sizes, untrained"
+    )
+    step_tokens: int = key(256, "tokens of the training step", ge=16, le=4096)
+
+
 class Report(Section):
     """The report that a run ends with."""
 
@@ -206,4 +217,5 @@ class Settings(Section):
     mid_train: MidTrain = key(..., "midtraining on conversations")
     sft: Sft = key(..., "supervised fine-tuning")
     chat_eval: ChatEval = key(ChatEval(), "scores of the chat model")
+    trace: Trace = key(Trace(), "a prompt and a training step, number by number")
     report: Report = key(Report(), "the report")

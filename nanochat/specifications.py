@@ -52,6 +52,8 @@ def specify(settings: Settings, stage: str) -> dict[str, Any]:
             return specify_finetuning(settings, settings.sft)
         case "chat_eval/mid_train" | "chat_eval/sft":
             return settings.chat_eval.model_dump()
+        case "trace":
+            return settings.trace.model_dump()
         case "report":
             return settings.report.model_dump()
     raise ValueError(f"there is no stage {stage!r}")

@@ -192,6 +192,7 @@ class Tokenizer:
         return ids[:max_tokens], mask[:max_tokens]
 
     def _render(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
+        """The ids of all turns, each between its role's two special tokens, and the loss mask."""
         ids, mask = [self.bos_id], [0]
         for role, parts in turns:
             supervised = int(role == "assistant")
@@ -204,6 +205,7 @@ class Tokenizer:
         return ids, mask
 
     def _render_part(self, kind: str, text: str, supervised: int) -> tuple[list[int], int]:
+        """The ids of a piece of a message: text, a call of the calculator, or its answer; and whether the loss counts it."""
         ids = self.encode(text)
         if kind == "python":
             return [self.specials["<|python_start|>"], *ids, self.specials["<|python_end|>"]], supervised

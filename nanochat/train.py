@@ -35,6 +35,7 @@ from nanochat.stage import now, versions
 log = logging.getLogger("nanochat")
 
 SECONDS_BETWEEN_LINES = 5
+NUM_SPEEDS = 500  # points on the curve of the speed
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Training:
     segments: list[dict]
     train_seconds: float
     tokens_per_second: float
+    speeds: list[list[float]]  # [step, tokens/s over the steps since the entry before]
     numerics: Numerics
     is_exact: bool
 
@@ -89,6 +91,7 @@ class Training:
             "seconds": sum(seconds_of(segment) for segment in self.segments),
             "train_seconds": self.train_seconds,
             "tokens_per_second": self.tokens_per_second,
+            "speeds": self.speeds,
             "peak_memory_bytes": peak_memory_bytes(ranks),
             "segments": self.segments,
             "is_exact": self.is_exact,
@@ -136,6 +139,7 @@ def train(
         attempt.report(state="running", step=start, num_steps=schedule.num_steps, unit="steps", **ranks.record())
     segments, is_exact, train_seconds = history["segments"], history["is_exact"], history["train_seconds"]
     segment = {"started": now().isoformat(), "host": platform.node(), "from_step": start}
+    speeds = Speeds(history["speeds"], schedule.num_steps, loader.tokens_per_step)
 
     def commit(step: int) -> None:
         if ranks.is_main:
@@ -146,6 +150,7 @@ def train(
                 "segments": [*segments, here],
                 "is_exact": is_exact,
                 "train_seconds": train_seconds,
+                "speeds": speeds.points,
                 "numerics": asdict(numerics),
                 "finished": step == schedule.num_steps,
             }
@@ -186,7 +191,9 @@ def train(
             ranks=ranks,
             should_stop=reason is not None,
         )
-        train_seconds += time.perf_counter() - began
+        took = time.perf_counter() - began
+        train_seconds += took
+        speeds.add(step + 1, took)
         tokens = (step + 1) * loader.tokens_per_step
         metrics.append({"step": step, "loss": loss, "lr_scale": lr_scale, "grad_norm": grad_norm, "tokens": tokens})
         progress.step(step, loss)
@@ -199,7 +206,7 @@ def train(
             return None
     segments = [*segments, {**segment, "finished": now().isoformat(), "to_step": schedule.num_steps}]
     speed = schedule.num_steps * loader.tokens_per_step / train_seconds if train_seconds else 0.0
-    return Training(metrics, segments, train_seconds, speed, numerics, is_exact)
+    return Training(metrics, segments, train_seconds, speed, speeds.points, numerics, is_exact)
 
 
 def update(
@@ -312,7 +319,7 @@ def restore(
     if not ranks.is_main:
         commit = commits.latest()
     if commit is None:
-        return 0, [], {"segments": [], "is_exact": True, "train_seconds": 0.0}
+        return 0, [], {"segments": [], "is_exact": True, "train_seconds": 0.0, "speeds": []}
     load_weights(model, commit.weights)
     optimizer.load_state(commit.optimizer)
     before, current = commit.state["numerics"], asdict(numerics)
@@ -322,7 +329,23 @@ def restore(
         changed = ", ".join(f"{key} was {before[key]}, is {current[key]}" for key in current if before[key] != current[key])
         log.warning(f"not bit-identical to an undisturbed run from here on: {changed}")
     keep = {key: commit.state[key] for key in ("segments", "train_seconds")}
-    return commit.step, commit.metrics, {**keep, "is_exact": is_exact}
+    return commit.step, commit.metrics, {**keep, "is_exact": is_exact, "speeds": commit.state.get("speeds", [])}
+
+
+class Speeds:
+    """The speed along a training: `points` of [step, tokens/s over the steps since the point before]."""
+
+    def __init__(self, points: list[list[float]], num_steps: int, tokens_per_step: int):
+        self.points, self.tokens_per_step = list(points), tokens_per_step
+        self.stride = max(1, -(-num_steps // NUM_SPEEDS))
+        self.steps, self.seconds = 0, 0.0  # since the last point
+
+    def add(self, step: int, seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        if step % self.stride == 0:
+            self.points.append([step, round(self.steps * self.tokens_per_step / max(self.seconds, 1e-9), 1)])
+            self.steps, self.seconds = 0, 0.0
 
 
 class Progress:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from filelock import FileLock
+from project import Project
 
 # read when PyTorch is first imported: tests run side by side, one thread each
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,7 +33,48 @@ def shared_data() -> Path:
     return REAL_DATA
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """The folder of a project in which config/tiny.yaml, as shipped, has run to its end: results/tiny is in it.
+
+    Made once for all workers of pytest-xdist, in minutes; the others wait. Nobody may change anything in it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder, failure = shared / "tiny_run", shared / "tiny_run.failed"
+    with FileLock(shared / "tiny_run.lock", timeout=1800):
+        if not folder.exists() and not failure.exists():
+            project = Project(shared / "tiny_run.unfinished")
+            done = project.snakemake(config="config/tiny.yaml")
+            if done.returncode != 0:
+                failure.write_text(done.stdout + done.stderr)
+            else:
+                project.folder.rename(folder)
+    if failure.exists():
+        pytest.fail(f"config/tiny.yaml did not run to its end:\n{failure.read_text()}", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A headless Chromium; tests/browser.py says how to use it."""
+    from browser import launched  # Playwright is imported by the tests that need it alone
+
+    with launched(tmp_path_factory.mktemp("screenshots")) as browser:
+        yield browser
+
+
+# With two workers, the file that starts last decides when the tests end: those that take longest go first. At the end come
+# those that want `tiny_run`, which test_demo.py has made by then: a worker that waits for it does nothing else.
+LONGEST = ("test_slurm.py", "test_demo.py", "test_small.py")
+LATE = ("test_exercises.py", "test_demo_pages.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first: with two workers, the last file to start decides when the tests end."""
-    longest = ("test_slurm.py", "test_demo.py", "test_small.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    def place(item: pytest.Item) -> int:
+        name = item.path.name
+        if name in LONGEST:
+            return LONGEST.index(name)
+        return len(LONGEST) + (1 + LATE.index(name) if name in LATE else 0)
+
+    items.sort(key=place)

@@ -46,7 +46,8 @@ class Project:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in LINKED:
-            (folder / name).symlink_to(ROOT / name)
+            if not (folder / name).is_symlink():
+                (folder / name).symlink_to(ROOT / name)
 
     def configure(self, changes: dict | None = None) -> None:
         """Write my.yaml: the tiny world, then QUICK, then `changes` ({"sft.epochs": 2})."""

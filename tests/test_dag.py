@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,7 +20,7 @@ STAGES = [stage for stage in runs.STAGES if stage != "report"]
 AFTER_SFT = {"chat_eval": 1, "report": 1}
 SFT = {"sft": 1, **AFTER_SFT}
 MID = {"mid_train": 1, "sft": 1, "chat_eval": 2, "report": 1}
-BASE = {"base_train": 1, "base_eval": 1, **MID}
+BASE = {"base_train": 1, "base_eval": 1, "trace": 1, **MID}
 TOKENS = {"tokens_pretrain": 1, "tokens_mid_train": 1, "tokens_sft": 1, "preflight": 1}
 PROOF = {"preflight": 1}  # of what is new to read, or to be timed
 
@@ -46,6 +48,9 @@ EDITS = [
     ("identity.name", "Somebody", {"tokens_mid_train": 1, "tokens_sft": 1, **PROOF, **MID}),
     ("chat_eval.max_new_tokens", 9, {"chat_eval": 2, "report": 1}),
     ("chat_eval.tasks", ["gsm8k"], {**PROOF, "chat_eval": 2, "report": 1}),
+    ("trace.prompt", "Once upon a time", {"trace": 1, "report": 1}),
+    ("trace.model", "sft", {"trace": 1, "report": 1}),
+    ("trace.step_tokens", 64, {"trace": 1, "report": 1}),
     ("report.title", "Another title", {"report": 1}),
 ]
 
@@ -187,7 +192,7 @@ def test_a_failed_evaluation_leaves_a_report_of_the_rest(project):
 
 def test_a_run_that_reuses_stages_runs_only_its_own(project):
     project.configure({"runs": {"tiny": {}, "more": {"base_train": "tiny", "mid_train": "tiny", "sft": {"epochs": 0.03}}}})
-    assert project.planned() == {**PROOF, "sft": 1, "chat_eval": 1, "report": 1}
+    assert project.planned() == {**PROOF, "sft": 1, "chat_eval": 1, "trace": 1, "report": 1, "comparison": 1}
     refused = project.snakemake("-n", "results/more/base_train/manifest.json")
     assert refused.returncode != 0
     assert "more reuses this stage of tiny" in refused.stderr + refused.stdout
@@ -206,6 +211,8 @@ def test_single_stages_can_be_asked_for(project, tmp_path):
     assert {"tokenizer", "download_file"} == fresh.planned("results/tiny/tokenizer/manifest.json").keys()
     until = fresh.planned("--until", "base_train")
     assert {"tokenizer", *TOKENS, "base_train", "download_file"} == until.keys()  # all that any GPU stage reads comes first
+    trace = fresh.planned("results/tiny/trace/manifest.json")
+    assert trace == fresh.planned("--until", "trace") == {**until, "trace": 1}
     assert fresh.planned("download") == {"download_file": fresh.planned()["download_file"]}
 
 
@@ -220,6 +227,7 @@ def test_rules_list_with_what_they_do(project):
         "mid_train",
         "sft",
         "chat_eval",
+        "trace",
         "report",
     ):
         assert rule in text
@@ -233,7 +241,10 @@ def test_dag_draws_every_stage(project):
 
 def test_snakemake_report_shows_the_pages(project):
     project.run("--report", "report.zip")
-    assert (project.folder / "report.zip").stat().st_size > 100_000
+    with zipfile.ZipFile(project.folder / "report.zip") as archive:
+        files = {Path(name).name: name for name in archive.namelist() if "/data/raw/" in name}
+        assert files.keys() >= {"report.html", "report.md", "loss.png", "core.png", "chat.png", "forward.html", "step.html"}
+        assert archive.read(files["report.html"]) == (project.folder / "results/tiny/report/report.html").read_bytes()
 
 
 def test_lint_finds_nothing(project):
@@ -282,6 +293,8 @@ WRONG = [
     ("sft.mixture", [{"task": "custom", "source": "no_such_key"}], "no_such_key"),
     ("chat_eval.tasks", ["gsm9k"], "chat_eval.tasks"),
     ("chat_eval.temperature", -1, "chat_eval.temperature"),
+    ("trace.beside", "tinny", "trace.beside is tinny, which is not in runs. Did you mean tiny?"),
+    ("trace.model", "base", "trace.model"),
     ("runs", {}, "runs"),
     ("runs", {"a b": {}}, "a b"),
     ("runs", {"tiny": {"base_train": "tinny"}}, "tinny"),

@@ -14,10 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("demo"))
-    project.run(config="config/tiny.yaml")
-    return project
+def demo(tiny_run):
+    return Project(tiny_run)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from nanochat import gpt
 from nanochat.engine import KVCache
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, naive_attention, sdpa_attention
+from nanochat.tracing.lines import Line, LineRecorder, Statement, read_source
 
 # a different size for every letter, so that no comment can be right by accident
 LETTERS = {"B": 2, "T": 5, "C": 48, "H": 6, "G": 3, "D": 8, "V": 71, "F": 192, "S": 7}
@@ -123,50 +124,28 @@ def test_sizes_that_do_not_fit_are_refused(changes, words):
 
 # -- shape comments ----------------------------------------------------------------------------------------------------------
 
-COMMENT = re.compile(r"^\s*([a-z]\w*)(?:, \w+)* = .*# \(([A-Z](?:, [A-Z])*)\)$")
+GPT_FILE = Path(inspect.getsourcefile(gpt))
 
 
-def commented_lines() -> dict[int, tuple[str, tuple[str, ...]]]:
-    """Line number -> (variable, letters), for every line of gpt.py that assigns and states a shape."""
-    lines = {}
-    source = inspect.getsource(gpt).splitlines()
-    for number, line in enumerate(source, start=1):
-        if match := COMMENT.match(line):
-            lines[number] = (match[1], tuple(match[2].split(", ")))
-        elif line.strip().startswith(")  # (") and (letters := re.search(r"# \(([A-Z, ]+)\)$", line)):
-            start = max(n for n in range(number) if re.match(r"^\s*\w+ = .*\($", source[n - 1]))
-            lines[number] = (source[start - 1].split("=")[0].strip(), tuple(letters[1].split(", ")))
-    return lines
+def commented_lines() -> dict[int, Statement]:
+    """Line number -> statement, for every statement of gpt.py that states a shape."""
+    functions = read_source(GPT_FILE).functions.values()
+    statements = [statement for function in functions for statement in function.statements.values()]
+    return {statement.line: statement for statement in statements if statement.letters}
 
 
 def shapes_seen(model: GPT) -> dict[int, tuple[int, ...]]:
-    """Run the model, and note the shape of each commented variable as soon as its line was executed."""
-    wanted, seen, filename = commented_lines(), {}, inspect.getsourcefile(gpt)
+    """Run the model, and note the shape of what each of these statements assigns first."""
+    seen = {}
 
-    def on_line(frame, event, _):
-        if frame.f_code.co_filename != filename:
-            return None
-        if event in ("line", "return"):
-            for number, (name, _letters) in wanted.items():
-                # a commented line is behind us when the frame has gone on from it
-                if frame.f_code.co_firstlineno < number and previous.get(id(frame)) in covering(number):
-                    value = frame.f_locals.get(name)
-                    if isinstance(value, torch.Tensor):
-                        seen[number] = tuple(value.shape)
-            previous[id(frame)] = frame.f_lineno
-        return on_line
+    def note(line: Line) -> None:
+        if line.letters:
+            seen[line.line] = tuple(next(iter(line.values.values())).shape)
 
-    def covering(number: int) -> range:
-        return range(number - 2, number + 1) if source[number - 1].strip().startswith(")") else range(number, number + 1)
-
-    source, previous = inspect.getsource(gpt).splitlines(), {}
     cache = KVCache(model.config, len(IDS), 7, torch.float32, "cpu")
     model(IDS[:, :2], cache)  # so that there are more keys (S) than queries (T)
-    sys.settrace(on_line)
-    try:
+    with LineRecorder([GPT_FILE], note):
         model(IDS, cache)
-    finally:
-        sys.settrace(None)
     return seen
 
 
@@ -178,10 +157,19 @@ def test_every_shape_comment_is_true():
     comments = commented_lines()
     assert len(comments) >= 28
     assert seen.keys() == comments.keys(), "these commented lines never ran: " + str(comments.keys() - seen.keys())
-    for number, (name, letters) in comments.items():
-        assert seen[number] == tuple(LETTERS[letter] for letter in letters), f"gpt.py:{number}: {name}"
+    for number, statement in comments.items():
+        expected = tuple(LETTERS[letter] for letter in statement.letters.split(", "))
+        assert seen[number] == expected, f"gpt.py:{number}: {statement.code}"
 
 
 def test_a_wrong_shape_comment_would_be_noticed():
-    number, (_, letters) = next(iter(commented_lines().items()))
-    assert shapes_seen(make_model("nanochat"))[number] != tuple(LETTERS[letter] + 1 for letter in letters)
+    number, statement = next(iter(commented_lines().items()))
+    wrong = tuple(LETTERS[letter] + 1 for letter in statement.letters.split(", "))
+    assert shapes_seen(make_model("nanochat"))[number] != wrong
+
+
+def test_no_shape_comment_is_overlooked():
+    """Every comment of gpt.py that looks like one belongs to a statement."""
+    text = GPT_FILE.read_text().splitlines()
+    written = [number for number, line in enumerate(text, start=1) if re.search(r"# \([A-Z](, [A-Z])*\)$", line)]
+    assert written == sorted(statement.end_line for statement in commented_lines().values())

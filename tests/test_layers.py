@@ -10,17 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
     "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
     "config_docs", "catalogue", "schedule", "manifest", "stage", "verify", "accuracy", "progress", "partial",
-    "downloads", "jobs", "planning", "watch", "watching",
+    "downloads", "jobs", "planning", "watch", "watching", "pages", "reports.text",
 }  # fmt: skip
 LAYERS = [
     PLAIN,
     {"distributed", "determinism", "jobs.torchrun"},
     {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
-     "sandbox", "checkpoint", "tiny_world", "core_bundle", "batching", "jobs.machine_check"},
-    {"dataloader", "engine", "tasks", "conversations"},
-    {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight"},
-    {"reports"},
-    {"chat"},
+     "sandbox", "checkpoint", "tiny_world", "core_bundle", "batching", "jobs.machine_check", "concepts"},
+    {"dataloader", "engine", "tasks", "conversations", "dialogue"},
+    {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight", "classroom"},
+    {"reports", "component_map", "tracing"},
+    {"chat", "terminal", "serve", "serving", "trace", "compare"},
 ]  # fmt: skip
 RANK = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 LIBRARY = sorted((ROOT / "nanochat").rglob("*.py"))
@@ -80,8 +80,8 @@ def test_programs_import_the_library_and_never_one_another(path):
 def test_only_download_reaches_for_the_network():
     reaching = {"requests", "urllib", "urllib3", "http", "socket"}
     found = {module_of(path) for path in LIBRARY if reaching & {name.split(".")[0] for name in imported(path)}}
-    # the catalogue parses addresses, offline refuses them
-    assert found <= {"downloads.fetch", "downloads.ask", "downloads.http", "catalogue", "jobs.offline"}
+    # the catalogue parses addresses, offline refuses them; the chat server listens
+    assert found <= {"downloads.fetch", "downloads.ask", "downloads.http", "catalogue", "jobs.offline", "serving.server"}
 
 
 def test_no_pickle_and_no_torch_load():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nanochat import distributed
 from nanochat.muon import ITERATIONS, QUINTIC, Muon, orthogonalize
 
 
@@ -68,3 +69,11 @@ def test_state_brings_back_the_same_steps():
     after.load_state({name: tensor.clone() for name, tensor in before.state().items()})
     run(after, first, slice(2, 4))
     assert torch.equal(whole, first)
+
+
+def test_without_instructions_for_bfloat16_it_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: False)
+    matrices = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(orthogonalize(matrices), orthogonalize(matrices, torch.float32))
+    monkeypatch.setattr(distributed, "cpu_has_bf16", lambda: True)
+    assert torch.equal(orthogonalize(matrices), orthogonalize(matrices, torch.bfloat16))

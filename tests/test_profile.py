@@ -20,7 +20,7 @@ from nanochat.errors import UserError
 from nanochat.jobs.mail import mail_options, read_settings
 
 GPU_STAGES = ["base_train", "base_eval", "mid_train", "sft", "chat_eval"]
-CPU_STAGES = ["tokenizer", "tokens_pretrain", "tokens_mid_train", "tokens_sft"]
+CPU_STAGES = ["tokenizer", "tokens_pretrain", "tokens_mid_train", "tokens_sft", "trace"]
 MADE_BY = {
     "rule_tokenizer_wildcards_d20": "tokenizer",
     "rule_tokens_pretrain_wildcards_d20": "tokens/pretrain",
@@ -32,6 +32,7 @@ MADE_BY = {
     "rule_sft_wildcards_d20": "sft",
     "rule_chat_eval_wildcards_d20_mid_train": "chat_eval/mid_train",
     "rule_chat_eval_wildcards_d20_sft": "chat_eval/sft",
+    "rule_trace_wildcards_d20": "trace",
 }
 GOLDEN = ROOT / "tests/golden/sbatch.txt"
 
@@ -173,7 +174,13 @@ def test_the_lines_that_sbatch_receives_for_d20(tmp_path):
             *(sys.executable, str(ROOT / "tests/standin/quick_snakemake.py"), "--profile", "profiles/ptolemy"),
             *("--max-status-checks-per-second", "10", "--no-hooks", "--nocolor", "--latency-wait", "5"),
             *("results/d20/base_eval/manifest.json", "results/d20/chat_eval/mid_train/manifest.json"),
-            *("results/d20/chat_eval/sft/manifest.json", "--allowed-rules", *CPU_STAGES, *GPU_STAGES),
+            *(
+                "results/d20/chat_eval/sft/manifest.json",
+                "results/d20/trace/manifest.json",
+                "--allowed-rules",
+                *CPU_STAGES,
+                *GPU_STAGES,
+            ),
         ],
         cwd=project.folder,
         env={
@@ -193,7 +200,8 @@ def test_the_lines_that_sbatch_receives_for_d20(tmp_path):
 
 
 def files_of(stage: str) -> list[str]:
-    return [f"results/d20/{stage}/manifest.json", f"results/d20/benchmarks/{stage.replace('/', '_')}.tsv"]
+    pages = [f"results/d20/trace/{page}.html" for page in ("forward", "step") if stage == "trace"]
+    return [f"results/d20/{stage}/manifest.json", f"results/d20/benchmarks/{stage.replace('/', '_')}.tsv", *pages]
 
 
 def stage_order(words: list[str]) -> int:

@@ -1,7 +1,6 @@
 """The report is made from what stages published: right numbers, nothing lost when a stage is missing, nothing obeyed."""
 
 import html
-import itertools
 import json
 import re
 import struct
@@ -15,23 +14,16 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reporting import CONFIG, PARAMETERS, FakeRun, core_task
 
 from nanochat.accuracy import wilson_interval
 from nanochat.errors import UserError
-from nanochat.manifest import publish, write_json_lines
 from nanochat.reports import plots
 from nanochat.reports.making import parameter_rows, preset
 from nanochat.reports.report import FILES, STAGES, write_report
 from nanochat.reports.text import code, count, duration, fenced, inline, memory, percent, table
 
 ROOT = Path(__file__).parent.parent
-
-CONFIG = {
-    "vocab_size": 512, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "sequence_len": 128, "positions": "rope",
-    "norm": "rms", "mlp": "relu2", "attention": "sdpa", "qk_norm": True, "soft_cap": 15.0, "tied_head": False, "bias": False,
-    "norm_embedding": True, "init": "nanochat", "rope_base": 10000.0,
-}  # fmt: skip
-PARAMETERS = 2 * 512 * 64 + 2 * (64 * 64 * 2 + 64 * 32 * 2 + 8 * 64 * 64)
 
 HOSTILE = [
     "plain ``` fence\n```\n# heading\n````\nlonger",
@@ -43,173 +35,6 @@ HOSTILE = [
     "</details></code></pre>-->",
     "~~~\n~~~",
 ]
-
-
-# -- a run that looks like a real one ----------------------------------------------------------------------------------------
-
-
-class FakeRun:
-    """Stage folders as the programs publish them, with small numbers that differ from stage to stage."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.manifests = {name: root / name / "manifest.json" for name in STAGES}
-        self.logs = {name: Path("results/tiny/logs") / f"{name.replace('/', '_')}.log" for name in STAGES}
-        self.results: dict[str, dict] = {}
-        self.text = ""
-
-    def publish(self, name: str, results: dict, *, files: dict | None = None, inputs=None, record=None, specification=None):
-        folder = self.manifests[name].parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, content in (files or {}).items():
-            if file.endswith("l"):
-                write_json_lines(folder / file, content)
-            else:
-                (folder / file).write_text(json.dumps(content))
-        common = {
-            "started": "2026-01-02T03:04:05.678+00:00",
-            "finished": "2026-01-02T03:09:05.678+00:00",
-            "seconds": 12.3,
-            "host": "node_1",
-            "versions": {"python": "3.11.2", "numpy": "2.4.6"},
-            "code": "0123456789abcdef0123456789abcdef01234567+",
-        }
-        publish(
-            self.manifests[name],
-            specification=specification or {"seed": 42, "of": name},
-            inputs=inputs or {},
-            files=sorted(files or {}),
-            results=results,
-            record={**common, **(record or {})},
-        )
-        self.results[name] = results
-
-    def publish_all(self) -> "FakeRun":
-        shards = {}
-        for number in range(4):
-            path = self.root / "resources" / f"shard_{number:05d}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"text %d" % number)
-            shards[f"tiny/shard_{number:05d}"] = path.with_name(path.name + ".manifest.json")
-            publish(shards[f"tiny/shard_{number:05d}"], specification={}, inputs={}, files=[path.name], results={}, record={})
-        bytes_per_token = {"ours_train": 3.911, "ours_val": 3.822, "gpt2_train": 4.677, "gpt2_val": 4.633}
-        self.publish("tokenizer", {"vocab_size": 512, "bytes_per_token": bytes_per_token}, inputs=shards)
-        self.publish(
-            "tokens/pretrain",
-            {
-                "train": {
-                    "documents": 900,
-                    "tokens_in": 1_000_000,
-                    "rows": 7_700,
-                    "tokens_lost": 1_234,
-                    "invalid_documents": 2,
-                },
-                "validation": {"documents": 90, "tokens_in": 90_000, "rows": 700, "tokens_lost": 0},
-            },
-            inputs={"tokenizer": self.manifests["tokenizer"], **shards},
-        )
-        for stage, tokens in (("mid_train", 400_000), ("sft", 40_000)):
-            parts = [
-                {"task": "smoltalk", "split": "train", "conversations": 5_432, "epochs": 1.5},
-                {"task": "identity", "split": "train", "conversations": 77, "epochs": 2.0},
-            ]
-            train = {"conversations": 5_509, "tokens_in": tokens, "rows": 3_100, "tokens_padding": 500, "parts": parts}
-            train |= {"tokens_truncated": 0, "tokens_supervised": tokens // 4, "truncated": 0, "without_target": 3}
-            self.publish(f"tokens/{stage}", {"train": train, "validation": {"conversations": 9, "rows": 31}})
-        self.publish_training("base_train", steps=300, bpb=1.2345, segments=2)
-        self.publish_training("mid_train", steps=40, bpb=0.5432)
-        self.publish_training("sft", steps=7, bpb=0.4321)
-        tasks = {
-            "hellaswag": core_task("multiple_choice", 0.25, 0.55, 20, 100),
-            "winograd": core_task("schema", 0.5, 0.4, 10, 10),
-            "lambada": core_task("language_modeling", 0.0, 0.3, 10, 10),
-        }
-        core = float(np.mean([task["centered"] for task in tasks.values()]))
-        samples = [{"prompt": "The capital of", "text": " Ardan is Miro."}]
-        results = {"bits_per_byte": {"train": 1.1111, "validation": 1.2222}, "core": core, "tasks": tasks, "samples": samples}
-        self.publish("base_eval", results)
-        self.publish_chat("mid_train", {"arc_easy": (0.25, 26, 100), "open_questions": (0.0, 40, 100)})
-        self.publish_chat("sft", {"arc_easy": (0.25, 28, 100), "open_questions": (0.0, 91, 100)})
-        return self
-
-    def publish_training(self, name: str, *, steps: int, bpb: float, segments: int = 1, **record):
-        metrics: list[dict] = []
-        for step in range(steps):
-            loss = 1 + bpb * (1 + 3 / (1 + step))
-            metrics.append(
-                {"step": step, "loss": loss, "lr_scale": 1 - step / steps, "grad_norm": 0.5, "tokens": 1024 * (step + 1)}
-            )
-        for step, value in ((steps // 2, bpb + 0.1), (steps, bpb)):
-            metrics.append({"step": step, "validation_loss": value * 3, "validation_bpb": value})
-        cuts = np.linspace(0, steps, segments + 1).astype(int).tolist()
-        defaults = {
-            "device": "NVIDIA A100-SXM4-80GB",
-            "num_devices": 8,
-            "dtype": "bfloat16",
-            "seconds": 3600.0,
-            "tokens_per_second": 123_456.0,
-            "peak_memory_bytes": 3 * 2**30,
-            "is_exact": True,
-            "segments": [
-                {
-                    "started": f"2026-01-02T0{i}:00:00",
-                    "finished": f"2026-01-02T0{i}:30:00",
-                    "from_step": a,
-                    "to_step": b,
-                    "host": "n",
-                }
-                for i, (a, b) in enumerate(itertools.pairwise(cuts))
-            ],
-        }
-        results = {
-            "parameters": PARAMETERS,
-            "steps": steps,
-            "tokens": 1024 * steps,
-            "flops": 1.5e12 * steps,
-            "train_loss": bpb + 1,
-            "validation_loss": bpb * 3,
-            "validation_bpb": bpb,
-        }
-        self.publish(name, results, files={"config.json": CONFIG, "metrics.jsonl": metrics}, record={**defaults, **record})
-
-    def publish_chat(self, model: str, counts: dict[str, tuple[float, int, int]], **more):
-        tasks = {
-            name: {
-                "kind": "choice" if baseline else "generative",
-                "num_items": n,
-                "num_available": n,
-                "accuracy": right / n,
-                "baseline": baseline,
-                "interval": list(wilson_interval(right, n)),
-                "num_cropped": 0,
-            }
-            for name, (baseline, right, n) in counts.items()
-        }
-        self.publish(f"chat_eval/{model}", {"tasks": tasks, "chatcore": {"five": None, "six": 0.1357}, **more})
-
-    def report(self, folder: str = "report", *, title: str = "tiny", **specification) -> str:
-        (self.root / folder).mkdir(exist_ok=True)
-        files = write_report(
-            self.root / folder, stages=self.manifests, specification=specification, title=title, logs=self.logs
-        )
-        assert files == list(FILES)
-        assert sorted(path.name for path in (self.root / folder).iterdir()) == sorted(FILES)
-        self.text = (self.root / folder / "report.md").read_text(encoding="utf-8")
-        return self.text
-
-
-def core_task(kind: str, baseline: float, accuracy: float, num_items: int, num_available: int) -> dict:
-    return {
-        "type": kind,
-        "num_fewshot": 10,
-        "num_items": num_items,
-        "num_available": num_available,
-        "accuracy": accuracy,
-        "baseline": baseline,
-        "centered": (accuracy - baseline) / (1 - baseline),
-        "interval": list(wilson_interval(round(accuracy * num_items), num_items)),
-        "num_cropped": 0,
-    }
 
 
 @pytest.fixture
@@ -255,9 +80,10 @@ def without_fences(text: str) -> str:
 
 
 def active_parts(text: str) -> list[str]:
-    """What a renderer would obey rather than show, beside the report's own pictures: HTML, links, control characters."""
+    """What a renderer would obey rather than show, beside our own pictures and links: HTML, links, control characters."""
     found = re.findall(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]", text)
-    prose = re.sub(r"^!\[[\w ,%:-]+\]\(\w+\.png\)$", "", without_fences(text), flags=re.M)
+    own = r"^!\[[\w ,%:-]+\]\(\w+\.png\)$|\[(\.\./[\w./]+)\]\(\1\)"
+    prose = re.sub(own, "", without_fences(text), flags=re.M)
     prose = re.sub(r"\\[\\`*_\[\]|~$]|`[^`\n]*`", "", prose)  # escaped signs, and code
     return found + re.findall(r"<|\]\(|\]:|://|www\.|`|~~|(?<![*\w])\*(?![* ])", prose.replace("**", ""))
 
@@ -514,7 +340,7 @@ def test_hostile_names_appear_as_text(run, hostile):
     run.publish_chat("sft", {hostile: (0.25, 28, 100), "cost_$x^2$_$": (0.25, 3, 10)})
     text = run.report(title=hostile)
     assert active_parts(text) == []
-    assert len(set(re.findall(r"^#{1,6} .*", without_fences(text), flags=re.M))) == 11  # the title and ten sections
+    assert len(set(re.findall(r"^#{1,6} .*", without_fences(text), flags=re.M))) == 14  # the title and the sections
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
         widths = {re.sub(r"\\.|`[^`\n]*`", "", line).count("|") for line in block.splitlines()}
         assert len(widths) == 1, block
@@ -564,7 +390,7 @@ def picture(path: Path) -> tuple[int, int, np.ndarray]:
 def test_figures_are_pictures_with_something_on_them(drawn_run):
     run = drawn_run
     run.report()
-    for name in FILES[1:]:
+    for name in (name for name in FILES if name.endswith(".png")):
         width, height, pixels = picture(run.root / "report" / name)
         assert width >= 1000 and height >= 300, name
         drawn = (pixels[..., :3] < 0.9).any(axis=-1).mean()
@@ -582,7 +408,7 @@ def test_same_inputs_give_the_same_bytes_and_a_missing_stage_changes_its_figure_
     assert content("again") == complete
     run.manifests["base_eval"].unlink()
     without = content("without")
-    assert [name for name in FILES if without[name] != complete[name]] == ["report.md", "core.png"]
+    assert [name for name in FILES if without[name] != complete[name]] == ["report.md", "report.html", "core.png"]
 
 
 def test_hostile_names_can_be_drawn(tmp_path):
@@ -611,16 +437,15 @@ def test_running_mean_is_the_mean_of_the_rows_before():
 
 
 def test_report_needs_no_torch_and_no_display():
-    program = (
-        "import sys, nanochat.reports.report; print([m for m in ('torch', 'tkinter', 'matplotlib.pyplot') if m in sys.modules])"
-    )
+    unwanted = ("torch", "tkinter", "matplotlib.pyplot")
+    program = f"import sys, nanochat.reports.report, nanochat.compare; print([m for m in {unwanted} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("caption", ["workflow", "report", "loss", "core", "chat"])
+@pytest.mark.parametrize("caption", ["workflow", "report", "text", "comparison", "loss", "core", "chat"])
 def test_captions_render(caption):
     source = (ROOT / "workflow" / "report" / f"{caption}.rst").read_text()
     text = jinja2.Template(source).render(snakemake={"wildcards": {"run": "tiny"}})
     page = docutils.core.publish_string(text, writer="html", settings_overrides={"halt_level": 2, "report_level": 2})
-    assert caption == "workflow" or b"tiny" in page
+    assert caption in ("workflow", "comparison") or b"tiny" in page

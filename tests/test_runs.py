@@ -34,7 +34,7 @@ def test_a_run_owns_all_of_its_stages(tmp_path: Path) -> None:
 
 def test_the_example_of_the_documentation(tmp_path: Path) -> None:
     config = load_runs(tmp_path, d20={}, more={"base_train": "d20", "mid_train": "d20", "sft": {"epochs": 2.0}})
-    own = {"sft", "chat_eval/sft", "report"}
+    own = {"sft", "chat_eval/sft", "trace", "report"}
     assert reused(config, "more") == {"d20": set(STAGES) - own}
 
 
@@ -44,8 +44,8 @@ REUSE = {
     "base_train": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "base_eval"},
     "base_eval": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "base_eval"},
     "mid_train": UP_TO_MID | {"tokens/sft", "base_eval", "chat_eval/mid_train"},
-    "sft": set(STAGES) - {"report"},
-    "chat_eval": set(STAGES) - {"report"},
+    "sft": set(STAGES) - {"trace", "report"},
+    "chat_eval": set(STAGES) - {"trace", "report"},
 }
 
 
@@ -162,6 +162,52 @@ def test_overrides_that_change_nothing_upstream_are_allowed(tmp_path: Path) -> N
     config = load_runs(tmp_path, mixture, a={}, b=b, c=c)
     assert len(config.training_shards("b")) == 2
     assert reused(config, "c")["a"] == UP_TO_MID | {"base_eval", "chat_eval/mid_train"}
+
+
+# -- traces ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_belongs_to_its_own_run_whatever_that_reuses(tmp_path: Path) -> None:
+    config = load_runs(tmp_path, a={}, b={"sft": "a", "trace": {"prompt": "Hello"}})
+    assert (config.owner("b", "trace"), config.owner("b", "base_train")) == ("b", "a")
+    assert (config.settings("a").trace.prompt, config.settings("b").trace.prompt) == ("The capital of France is", "Hello")
+    with pytest.raises(UserError, match=r"runs\.b\.trace is the text 'a'; trace is not a stage that can be reused"):
+        load_runs(tmp_path, a={}, b={"trace": "a"})
+
+
+def test_the_run_beside_may_name_this_one_too(tmp_path: Path) -> None:
+    config = load_runs(tmp_path, a={"trace": {"beside": "b"}}, b={"base_train": {"depth": 4}, "trace": {"beside": "a"}})
+    assert (config.settings("a").trace.beside, config.settings("b").trace.beside) == ("b", "a")
+
+
+BESIDE = {
+    "an unknown run": ({"b": {"trace": {"beside": "bb"}}}, "runs.b.trace.beside is bb, which is not in runs. Did you mean b?"),
+    "the run itself": ({"b": {"trace": {"beside": "b"}}}, "runs.b.trace.beside is b, the run itself"),
+    "the run itself, by a default for all": ({"b": {}, "trace": "b"}, "trace.beside is b, the run itself"),
+    "the same model": (
+        {"a": {}, "b": {"base_train": "a", "trace": {"beside": "a"}}},
+        "runs.b.trace.beside is a, and both runs have the same base_train: there is nothing to compare",
+    ),
+    "another vocabulary": (
+        {"a": {"tokenizer": {"vocab_size": 300}}, "b": {"trace": {"beside": "a"}}},
+        "runs.b.trace.beside is a, with a vocabulary of 300 tokens, and b has 512",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_cannot_stand_beside_a_run_is_refused(name: str, tmp_path: Path) -> None:
+    runs, message = BESIDE[name]
+    default = runs.get("trace")
+    edits = {"runs": {name: run for name, run in runs.items() if name != "trace"}}
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, {**edits, **({"trace.beside": default} if default else {})})
+    assert message in str(caught.value)
+
+
+def test_another_model_of_runs_that_share_one_may_stand_beside_it(tmp_path: Path) -> None:
+    b = {"base_train": "a", "mid_train": "a", "sft": {"epochs": 2.0}, "trace": {"beside": "a", "model": "sft"}}
+    assert load_runs(tmp_path, a={}, b=b).settings("b").trace.beside == "a"
 
 
 def test_an_unknown_run_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,9 @@ EDITS: list[tuple[str, Any, set[str]]] = [
     ("sft.eval_tokens", 128, {"sft"}),
     ("chat_eval.temperature", 1.0, CHAT_EVAL),
     ("chat_eval.tasks", ["gsm8k"], CHAT_EVAL),
+    ("trace.prompt", "Once", {"trace"}),
+    ("trace.model", "sft", {"trace"}),
+    ("trace.step_tokens", 64, {"trace"}),
     ("report.title", "Mine", {"report"}),
     ("report.cost_per_gpu_hour", 2.0, {"report"}),
 ]
@@ -218,6 +221,7 @@ def test_stages_need_the_files_that_they_read(tmp_path: Path) -> None:
         "sft": [],
         "chat_eval/mid_train": ["arc_easy/test", "gsm8k/test", "words"],
         "chat_eval/sft": ["arc_easy/test", "gsm8k/test", "words"],
+        "trace": [],
         "report": [],
     }
     assert config.all_files() == sorted({key for keys in needed.values() for key in keys})

@@ -62,6 +62,17 @@ def test_a_training_killed_and_started_again_ends_in_the_same_bits(undisturbed, 
     assert resumed["weights"] == undisturbed["weights"]
     assert resumed["metrics"] == undisturbed["metrics"]
     assert resumed["is_exact"]
+    assert [step for step, _ in resumed["speeds"]] == list(range(1, 13)), "the speed of every step, before and after"
+
+
+def test_a_long_training_records_its_speed_at_500_points_and_goes_on_with_them():
+    speeds = module.Speeds([], num_steps=1_000, tokens_per_step=10)
+    for step in range(1, 500):
+        speeds.add(step, 0.1 if step % 2 else 0.3)
+    assert speeds.points == [[step, 50.0] for step in range(2, 499, 2)]
+    resumed = module.Speeds(speeds.points, num_steps=1_000, tokens_per_step=10)  # after 499 steps
+    resumed.add(500, 0.5)
+    assert resumed.points[-2:] == [[498, 50.0], [500, 20.0]]
 
 
 def test_without_the_optimizer_state_the_bits_differ(undisturbed, tmp_path):

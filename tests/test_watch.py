@@ -284,6 +284,7 @@ def test_stages_of_another_run_are_told_with_its_name(tmp_path):
         ("rule_tokens_mid_train_wildcards_my_run", ("my_run", "tokens/mid_train")),
         ("rule_chat_eval_wildcards_my_sft_mid_train", ("my_sft", "chat_eval/mid_train")),
         ("rule_chat_eval_wildcards_d20_sft", ("d20", "chat_eval/sft")),
+        ("rule_trace_wildcards_d20", ("d20", "trace")),
         ("rule_gpu_check", None),
         ("(null)", None),
         ("rule_sft_wildcards_", None),

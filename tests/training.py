@@ -81,6 +81,7 @@ def run(args, ranks) -> None:
     digests = ranks.gather_objects(digest)
     if ranks.is_main:
         shown = {"metrics": training.metrics, "weights": digests, "segments": training.segments, "is_exact": training.is_exact}
+        shown["speeds"] = training.speeds
         print(json.dumps(shown))
 
 

@@ -18,9 +18,9 @@ from nanochat.planning import predict
 from nanochat.planning.hardware import Device, find
 from nanochat.planning.memory import largest_micro_batch, peak_bytes
 from nanochat.planning.predict import Prediction, Speed, table_speed
+from nanochat.runs import TRAININGS
 from nanochat.schedule import divisor_at_most, micro_batch_on_cpu
 
-TRAININGS = ("base_train", "mid_train", "sft")
 GPU_STAGES = ("base_train", "base_eval", "mid_train", "sft", "chat_eval/mid_train", "chat_eval/sft")
 STAGES = ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", *GPU_STAGES)
 

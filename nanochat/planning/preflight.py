@@ -16,7 +16,7 @@ from nanochat.chat_eval import letter_id
 from nanochat.conversations import build_mixture
 from nanochat.core_bundle import list_labels, read_bundle, render_prompts
 from nanochat.core_eval import tokenize
-from nanochat.dataloader import Loader, PackedRows
+from nanochat.dataloader import Loader, open_rows
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
@@ -40,12 +40,7 @@ def open_tokens(artefact: Artefact, *, batch_tokens: int, vocab_size: int) -> di
     """Rows of both splits; the first batch of the training is put together as the training will do it."""
     found = {}
     for split in ("train", "validation"):
-        names = sorted(name for name in artefact.files if name.startswith(split))
-        rows, masks = ([name for name in names if ("mask" in name) == is_mask] for is_mask in (False, True))
-        if not rows:
-            raise UserError(f"{artefact.manifest}: lists no rows for {split}")
-        paths = [[artefact.path(name, verify=False) for name in some] for some in (rows, masks)]
-        packed = PackedRows(paths[0], paths[1])
+        packed = open_rows(artefact, split, verify=False)
         if split == "train":
             x, _ = Loader(packed, max(1, batch_tokens // packed.sequence_len), seed=0).batch(0)
         else:

@@ -1,13 +1,13 @@
 """How fast this machine's CPU trains and runs a model: a few real steps, timed.
 
-Each part is repeated and the median taken, since machines are shared. A model that would take long is not measured: the table
-of devices has to do for it.
+Each part is repeated for a second or two, and of its times the lower quartile is taken: on a shared machine a neighbour's burst
+makes some of them longer and never shorter, and a training that takes minutes outlasts the bursts. A model that would take long
+is not measured: the table of devices has to do for it.
 
     python -m nanochat.planning.speed '{"model": {...}, "micro_batches": {"base_train": 16}, "cores": 2}'   # prints it as JSON
 """
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from nanochat.optimizer import build_optimizer
 from nanochat.planning.predict import Speed, table_speed
 from nanochat.train import sum_of_losses
 
-SECONDS_A_PART = 1.2  # of repetitions, for each of the few parts that are timed
+SECONDS_A_PART = 2.0  # of repetitions, for each of the few parts that are timed
 LONGEST_S = 2.0  # a single repetition that the table expects to take longer is not tried
 DECODING_ROWS = 32
 
@@ -39,7 +39,7 @@ def measure_speeds(model: Mapping[str, Any], *, micro_batches: Mapping[str, int]
     gpt.compute_dtype = choose_dtype("auto", torch.device("cpu"))
     optimizer = build_optimizer(gpt, matrix_lr=0.0, embedding_lr=0.0, unembedding_lr=0.0)
     by_rows = {rows: train_seconds(gpt, rows) for rows in sorted(set(micro_batches.values()))}
-    update_s = median_seconds(lambda: optimizer.step(step=0, lr_scale=0.0), seconds=SECONDS_A_PART / 2)
+    update_s = typical_seconds(lambda: optimizer.step(step=0, lr_scale=0.0), seconds=SECONDS_A_PART / 2)
     for parameter in gpt.parameters():
         parameter.grad = None
     rows = max(by_rows)
@@ -55,13 +55,13 @@ def measure_speeds(model: Mapping[str, Any], *, micro_batches: Mapping[str, int]
 def train_seconds(gpt: GPT, rows: int) -> float:
     """Forward and backward pass of one micro-batch."""
     x, y = random_rows(gpt, rows), random_rows(gpt, rows)
-    return median_seconds(lambda: (sum_of_losses(gpt, x, y) / y.numel()).backward())
+    return typical_seconds(lambda: (sum_of_losses(gpt, x, y) / y.numel()).backward())
 
 
 @torch.inference_mode()
 def forward_seconds(gpt: GPT, rows: int) -> float:
     x, y = random_rows(gpt, rows), random_rows(gpt, rows)
-    return median_seconds(lambda: sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
+    return typical_seconds(lambda: sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
 
 
 @torch.inference_mode()
@@ -76,7 +76,7 @@ def decode_seconds(gpt: GPT) -> float:
         cache.lengths = torch.full((DECODING_ROWS,), before)
         gpt.logits(gpt.hidden(token, cache)[:, -1]).argmax(dim=1)
 
-    return median_seconds(step, seconds=SECONDS_A_PART / 4)
+    return typical_seconds(step, seconds=SECONDS_A_PART / 4)
 
 
 def random_rows(gpt: GPT, rows: int) -> torch.Tensor:
@@ -84,15 +84,15 @@ def random_rows(gpt: GPT, rows: int) -> torch.Tensor:
     return torch.randint(0, gpt.config.vocab_size, (rows, gpt.config.sequence_len), generator=generator)
 
 
-def median_seconds(work: Callable[[], Any], *, seconds: float = SECONDS_A_PART) -> float:
-    """Median of as many repetitions as fit, at least two; a first one, which also sets things up, is not counted."""
+def typical_seconds(work: Callable[[], Any], *, seconds: float = SECONDS_A_PART) -> float:
+    """Lower quartile of as many repetitions as fit, at least three; a first one, which also sets things up, is not counted."""
     work()
     took: list[float] = []
-    while len(took) < 2 or sum(took) < seconds:
+    while len(took) < 3 or sum(took) < seconds:
         began = time.perf_counter()
         work()
         took.append(time.perf_counter() - began)
-    return statistics.median(took)
+    return sorted(took)[len(took) // 4]
 
 
 def main() -> None:

@@ -132,7 +132,16 @@ def price(specification: Mapping[str, Any]) -> float | None:
 
 def gpu_cost(stage: StageData, specification: Mapping[str, Any]) -> float | None:
     """GPU hours times the price of one; None for a stage that had no GPU."""
-    name, seconds, hourly = stage.record.get("device"), stage.record.get("seconds"), price(specification)
+    return cost_of(stage, stage.record.get("seconds"), specification)
+
+
+def predicted_cost(stage: StageData, specification: Mapping[str, Any]) -> float | None:
+    """The same of the time that was predicted, on the GPUs that the stage had."""
+    return cost_of(stage, stage.predicted_s, specification)
+
+
+def cost_of(stage: StageData, seconds: float | None, specification: Mapping[str, Any]) -> float | None:
+    name, hourly = stage.record.get("device"), price(specification)
     if hourly is None or seconds is None or not name or str(name).lower().startswith("cpu"):
         return None
     return seconds / 3600 * (stage.record.get("num_devices") or 1) * hourly

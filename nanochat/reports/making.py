@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nanochat.presets import PRESETS
+from nanochat.presets import changed_components, nearest_preset
 from nanochat.reports.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 from nanochat.schedule import count_parameters, flops_per_token
 
@@ -45,13 +45,9 @@ def model(stages: Stages) -> Blocks:
 
 def preset(config: Mapping[str, Any]) -> str:
     """The preset that a model is nearest to, and where it differs: `preset nanochat, with mlp gelu`."""
-
-    def differences(name: str) -> list[str]:
-        return [key for key, value in PRESETS[name].items() if key in config and config[key] != value]
-
-    nearest = min(PRESETS, key=lambda name: len(differences(name)))
-    changed = ", ".join(f"{key} {json.dumps(config[key]).strip(chr(34))}" for key in differences(nearest))
-    return f"preset {nearest}" + (f", with {changed}" if changed else "")
+    name = nearest_preset(config)
+    changed = ", ".join(f"{key} {json.dumps(config[key]).strip(chr(34))}" for key in changed_components(config, name))
+    return f"preset {name}" + (f", with {changed}" if changed else "")
 
 
 def parameter_rows(config: Mapping[str, Any], total: int | None) -> list[list[str]]:

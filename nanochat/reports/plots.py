@@ -231,13 +231,21 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 def cut_first_steps(axes: Axes, values: np.ndarray) -> str:
     """Leave the first 5 % out of the vertical range if the fall from random weights would flatten the rest; returns a note."""
+    shown = range_without_start(values)
+    if shown is None:
+        return ""
+    axes.set_ylim(*shown)
+    return f"starts at {values[np.isfinite(values)][0]:.4g} (off the scale)"
+
+
+def range_without_start(values: np.ndarray) -> tuple[float, float] | None:
+    """The vertical range of all but the first 5 %, if those would flatten the rest."""
     values = values[np.isfinite(values)]
     rest = values[math.ceil(len(values) / 20) :]
     if len(values) < ENOUGH_TO_CUT or values.max() <= rest.max() + 0.5 * np.ptp(rest):
-        return ""
-    margin = 0.08 * max(np.ptp(rest), 1e-6)
-    axes.set_ylim(rest.min() - margin, rest.max() + 2 * margin)
-    return f"starts at {values[0]:.4g} (off the scale)"
+        return None
+    margin = 0.08 * max(float(np.ptp(rest)), 1e-6)
+    return float(rest.min()) - margin, float(rest.max()) + 2 * margin
 
 
 def note(axes: Axes, *lines: str, top: float = 0.98) -> None:

@@ -1,10 +1,13 @@
 """The report of a run, made from manifests, records and metrics alone: no model is loaded, nothing is computed again.
 
-`write_report` makes `report.md` and its figures, always all of FILES. A stage that has not finished, or a file of it that is
-damaged, costs the numbers that would come from it and nothing else: the section says what is missing and what to do.
+`write_report` makes `report.md` with its pictures, to hand in, and `report.html`, the same sections as a page with interactive
+plots; always all of FILES. A stage that has not finished, or a file of it that is damaged, costs the numbers that would come
+from it and nothing else: the section says what is missing and what to do.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +16,16 @@ from typing import Any
 from nanochat import runs
 from nanochat.errors import UserError
 from nanochat.manifest import Artefact, atomic_path, open_verified
-from nanochat.reports import machine, making, plots, predictions, scores
-from nanochat.reports.text import Markdown, code, inline
+from nanochat.reports import components, forward, machine, making, plots, predictions, scores, step
+from nanochat.reports.document import write_document
+from nanochat.reports.figures import HEADLINES, TIMES, report_figures
+from nanochat.reports.text import Markdown, code, inline, picture
 
-REPORT, LOSSES, CORE, CHAT = "report.md", "loss.png", "core.png", "chat.png"
-FILES = (REPORT, LOSSES, CORE, CHAT)
+REPORT, PAGE, LOSSES, CORE, CHAT = "report.md", "report.html", "loss.png", "core.png", "chat.png"
+FILES = (REPORT, PAGE, LOSSES, CORE, CHAT)
+COMPONENTS_IN_FULL = "Components one by one"
+FOLDED = (COMPONENTS_IN_FULL, "Provenance", "Specification")  # in the page, until a reader opens them
 
-TRAININGS = ("base_train", "mid_train", "sft")
 CHAT_EVALS = ("chat_eval/mid_train", "chat_eval/sft")
 STAGES = tuple(stage for stage in runs.STAGES if stage != "report")
 
@@ -38,6 +44,8 @@ class StageData:
     identity: str = ""
     config: dict = field(default_factory=dict)  # the model's, of a training
     metrics: list[dict] = field(default_factory=list)  # rows of a training
+    trace: dict = field(default_factory=dict)  # of the trace
+    pages: dict[str, Path] = field(default_factory=dict)  # the stage's own pages, by name
     predicted_s: float | None = None  # how long the plan expected it to take
 
     @property
@@ -66,32 +74,81 @@ def write_report(
     data = {name: collect(name, stages.get(name), (logs or {}).get(name)) for name in STAGES}
     for name, seconds in predictions.predicted_seconds(data, preflights or {}).items():
         data[name].predicted_s = seconds
-    plots.plot_losses(folder / LOSSES, {name: data[name].metrics for name in TRAININGS})
+    plots.plot_losses(folder / LOSSES, {name: data[name].metrics for name in runs.TRAININGS})
     plots.plot_core(folder / CORE, data["base_eval"].results.get("tasks"), data["base_eval"].results.get("core"))
-    plots.plot_chat(folder / CHAT, {name.split("/")[1]: chat_tasks(data, name) for name in CHAT_EVALS})
+    plots.plot_chat(folder / CHAT, {name.split("/")[1]: scores.chat_tasks(data, name) for name in CHAT_EVALS})
     with atomic_path(folder / REPORT) as temporary:
-        temporary.write_text(document(data, specification, title), encoding="utf-8")
+        temporary.write_text(document(data, specification, title, folder), encoding="utf-8")
+    write_document(
+        folder / PAGE,
+        title=title,
+        notice=scores.missing(data),
+        sections=sections(data, specification, folder, is_page=True),
+        figures=report_figures(data, specification, losses=LOSSES, core=CORE, chat=CHAT),
+        folded=FOLDED,
+    )
     return list(FILES)
 
 
-def document(stages: Mapping[str, StageData], specification: Mapping[str, Any], title: str) -> str:
+def document(stages: Mapping[str, StageData], specification: Mapping[str, Any], title: str, folder: Path) -> str:
     """The whole text: title, what is missing, then the sections from the scores to the specification."""
-    sections = {
-        "Summary": scores.summary(stages, specification),
+    blocks = [f"# {inline(title)}", *scores.missing(stages)]
+    for heading, body in sections(stages, specification, folder).items():
+        blocks += [f"## {heading}", *body]
+    return "\n\n".join(blocks) + "\n"
+
+
+def sections(
+    stages: Mapping[str, StageData], specification: Mapping[str, Any], folder: Path, *, is_page: bool = False
+) -> dict[str, list[Markdown]]:
+    """Every section by its heading. The page has two figures more than the text, in the place of a table and beside one."""
+    headlines = picture("Headline numbers", HEADLINES) if is_page else scores.headline_table(stages, specification)
+    times = [picture("Time and cost of each stage, predicted and actual", TIMES)] if is_page else []
+    return {
+        "Summary": [headlines, *scores.summary(stages)],
         "Model": making.model(stages),
+        **component_sections(stages),
+        "Forward pass": traced(stages, "forward", folder),
         "Data": making.data(stages),
         "Training": making.training(stages, figure=LOSSES),
+        "Training step": traced(stages, "step", folder),
         "Base evaluation": scores.base_evaluation(stages, figure=CORE),
         "Chat evaluation": scores.chat_evaluation(stages, figure=CHAT),
         "Samples": scores.samples(stages),
-        "Machine and time": machine.machine_and_time(stages, specification),
+        "Machine and time": [*times, *machine.machine_and_time(stages, specification)],
         "Provenance": machine.provenance(stages, specification),
         "Specification": machine.full_specification(stages, specification),
     }
-    blocks = [f"# {inline(title)}", *scores.missing(stages)]
-    for heading, body in sections.items():
-        blocks += [f"## {heading}", *body]
-    return "\n\n".join(blocks) + "\n"
+
+
+# -- what the trace tells ----------------------------------------------------------------------------------------------------
+
+
+def component_sections(stages: Mapping[str, StageData]) -> dict[str, list[Markdown]]:
+    """The component map of the preset that the model is nearest to: its overview, and each component."""
+    trace, config = stages["trace"], stages["base_train"].config
+    if not trace.trace:
+        return {"Components": [missing_trace(trace)]}
+    found = (trace.trace.get("components") or {}).get(making.nearest_preset(config) if config else "nanochat") or {}
+    details = components.one_by_one(found)
+    return {"Components": components.at_a_glance(found)} | ({COMPONENTS_IN_FULL: details} if details else {})
+
+
+def traced(stages: Mapping[str, StageData], key: str, folder: Path) -> list[Markdown]:
+    """A part of the trace, after a link to the page that shows it number by number."""
+    trace = stages["trace"]
+    if not trace.trace:
+        return [missing_trace(trace)]
+    page = trace.pages.get(f"{key}.html")
+    link = Path(os.path.relpath(page, folder)).as_posix() if page else ""
+    where = f"Line by line, with every number: [{link}]({link}); in a report of Snakemake, the page beside this one."
+    shown = [Markdown(where)] if re.fullmatch(r"[\w./-]+", link) else []
+    blocks = {"forward": forward.blocks, "step": step.blocks}[key]
+    return [*shown, *blocks(trace.trace)]
+
+
+def missing_trace(trace: StageData) -> Markdown:
+    return trace.problem or Markdown("The trace cannot be read; see the top of this report.")
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------------
@@ -115,6 +172,8 @@ def collect(name: str, manifest: Path | None, log: Path | None = None) -> StageD
     )
     stage.config = read(stage, artefact, "config.json") or {}
     stage.metrics = read(stage, artefact, "metrics.jsonl") or []
+    stage.trace = read(stage, artefact, "trace.json") or {}
+    stage.pages = {name: artefact.folder / name for name in artefact.files if name.endswith(".html")}
     return stage
 
 
@@ -134,9 +193,3 @@ def unfinished(name: str, manifest: Path | None, log: Path | None) -> Markdown:
     where = f": {code(manifest)} is not there" if manifest else ""
     what_to_do = f"See {code(log)}, then run" if log else "Look at its log, then run"
     return Markdown(f"{code(name)} has not finished{where}. {what_to_do} the same command again.")
-
-
-def chat_tasks(stages: Mapping[str, StageData], name: str) -> dict[str, dict]:
-    """The scores of one evaluation, by the tasks' titles and in their usual order."""
-    tasks, usual = stages[name].results.get("tasks", {}), scores.chat_task_names(stages)
-    return {scores.task_title(task): tasks[task] for task in usual if task in tasks}

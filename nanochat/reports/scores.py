@@ -53,6 +53,7 @@ PUBLISHED_D20 = {
     "five": {"mid": 0.0730, "sft": 0.0884},
 }
 NUM_CORE_TASKS = 22
+GPT2_CORE = 0.2565  # of the largest one, 1.5 B parameters, on the same 22 tasks
 
 
 def missing(stages: Stages) -> Blocks:
@@ -64,19 +65,19 @@ def missing(stages: Stages) -> Blocks:
     return [Markdown("**This report is not complete.**"), bullets(lines)]
 
 
-def summary(stages: Stages, specification: Mapping[str, Any]) -> Blocks:
-    """The headline numbers, then every score beside the published card."""
-    return [
-        table(["", ""], headlines(stages, specification), left=2),
-        scores(stages),
-        *score_notes(stages),
-    ]
+def summary(stages: Stages) -> Blocks:
+    """Every score beside the published card. The headline numbers stand before it."""
+    return [scores(stages), *score_notes(stages)]
+
+
+def headline_table(stages: Stages, specification: Mapping[str, Any]) -> Markdown:
+    return table(["", ""], headlines(stages, specification), left=2)
 
 
 def headlines(stages: Stages, specification: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     base, config = stages["base_train"], stages["base_train"].config
     if config:
-        yield "Model", f"{config['n_layer']} layers of width {config['n_embd']:,}, {preset(config)}"
+        yield "Model", f"{layers(config)} of width {config['n_embd']:,}, {preset(config)}"
     if base.is_finished:
         yield "Parameters", count(base.results.get("parameters"))
         yield "Trained on", f"{count(base.results.get('tokens'))} tokens in {exact(base.results.get('steps'))} steps"
@@ -86,6 +87,10 @@ def headlines(stages: Stages, specification: Mapping[str, Any]) -> Iterable[tupl
     if price(specification) is not None:
         costs = [cost for stage in stages.values() if (cost := gpu_cost(stage, specification)) is not None]
         yield "Cost of the GPUs", f"{sum(costs):,.2f}" if costs else NOTHING
+
+
+def layers(config: Mapping[str, Any]) -> str:
+    return "1 layer" if config["n_layer"] == 1 else f"{config['n_layer']} layers"
 
 
 def validation_bpb(stages: Stages) -> float | None:
@@ -154,7 +159,7 @@ def base_evaluation(stages: Stages, *, figure: str) -> Blocks:
             "the vocabulary, so models with different tokenizers can be compared; lower is better."
         ),
         table(["text", "bits per byte"], rows),
-        Markdown(f"CORE: {found}; {len(tasks)} tasks were asked. GPT-2 (1.5 B) has 0.2565 on the usual {NUM_CORE_TASKS}."),
+        Markdown(f"CORE: {found}; {len(tasks)} tasks were asked. GPT-2 (1.5 B) has {GPT2_CORE} on the usual {NUM_CORE_TASKS}."),
         picture("CORE task by task: accuracy beside chance, and centred scores", figure),
     ]
     rows = [
@@ -243,3 +248,9 @@ def items(task: Mapping[str, Any]) -> str:
 
 def interval(bounds: Sequence[float] | None) -> str:
     return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else NOTHING
+
+
+def chat_tasks(stages: Stages, name: str) -> dict[str, dict]:
+    """The scores of one evaluation, by the tasks' titles and in their usual order."""
+    tasks = stages[name].results.get("tasks", {})
+    return {task_title(task): tasks[task] for task in chat_task_names(stages) if task in tasks}

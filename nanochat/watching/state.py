@@ -53,7 +53,7 @@ from nanochat.watching.queue import Job, Queue
 # in the order in which they run; a test keeps it equal to nanochat.runs.STAGES, which takes 0.2 s to import
 STAGES = (
     "tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "preflight", "base_train", "base_eval", "mid_train",
-    "sft", "chat_eval/mid_train", "chat_eval/sft", "report",
+    "sft", "chat_eval/mid_train", "chat_eval/sft", "trace", "report",
 )  # fmt: skip
 OPTIONAL = {"preflight"}  # shown only where it left a trace
 MADE_FROM = {
@@ -432,5 +432,5 @@ def work_of(comment: str) -> tuple[str, str] | None:
 def run_names(results: Path) -> list[str]:
     """Folders with at least one stage, log or resume state in them."""
     known = {stage.split("/")[0] for stage in STAGES} | {"logs", "resume"}
-    own = {"gpu_check"}
+    own = {"gpu_check", "comparison"}
     return [name for name in names_in(results) if name not in own and known & set(names_in(results / name))]

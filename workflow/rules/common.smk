@@ -60,6 +60,7 @@ REPORTED = {
     "sft": "results/{run}/sft/manifest.json",
     "chat_eval/mid_train": "results/{run}/chat_eval/mid_train/manifest.json",
     "chat_eval/sft": "results/{run}/chat_eval/sft/manifest.json",
+    "trace": "results/{run}/trace/manifest.json",
 }
 
 
@@ -267,6 +268,37 @@ def requeue_what_slurm_ended():
         preemption.watch(Path.cwd(), give_up=give_up)
 
 
+# -- traces ------------------------------------------------------------------------------------------------------------
+
+
+def traced_model(wildcards):
+    """The model that is traced: this run's, its own or reused."""
+    return manifest_of(wildcards.run, trace_of(wildcards.run).model)
+
+
+def traced_tokens(wildcards):
+    """The rows that it was trained on."""
+    model = trace_of(wildcards.run).model
+    return manifest_of(wildcards.run, "tokens/pretrain" if model == "base_train" else f"tokens/{model}")
+
+
+def model_beside(wildcards):
+    """The model of another run that stands beside it, if one is named."""
+    trace = trace_of(wildcards.run)
+    return [manifest_of(trace.beside, trace.model)] if trace.beside else []
+
+
+def manifest_of(run, stage):
+    return f"results/{owner_of(run, stage)}/{stage}/manifest.json"
+
+
+def trace_of(run):
+    try:
+        return CONFIG.settings(run).trace
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
@@ -287,7 +319,9 @@ def preflight_records(run):
 def say_where_reports_are():
     for run in CONFIG.run_names:
         if Path("results", run, "report", "manifest.json").exists():
-            print(f"Report of {run}: results/{run}/report/report.md")
+            print(f"Report of {run}: results/{run}/report/report.html")
+    if len(CONFIG.run_names) > 1 and Path("results/comparison/manifest.json").exists():
+        print("Comparison of the runs: results/comparison/comparison.html")
 
 
 def write_partial_reports():
@@ -299,7 +333,7 @@ def write_partial_reports():
             words += ["--preflights", *preflight_records(run)]
             words += ["--specification", CONFIG.specification(run, "report"), "--stages", *reported(run)]
             shell("python workflow/scripts/report.py {words:q}")
-            print(f"Report of what there is of {run}: {folder}/report/report.md")
+            print(f"Report of what there is of {run}: {folder}/report/report.html")
 
 
 # -- the check of a GPU node -------------------------------------------------------------------------------------------

@@ -95,12 +95,11 @@ def evaluate_rows(model: GPT, tokenizer: Tokenizer, tokens: Artefact, eval_token
 
 
 def evaluate_split(model: GPT, tokenizer: Tokenizer, tokens: Artefact, split: str, eval_tokens: int, parts: Parts) -> float:
-    from nanochat.dataloader import PackedRows, validation_batches
+    from nanochat.dataloader import open_rows, validation_batches
     from nanochat.loss_eval import evaluate_bpb
 
     ranks = parts.ranks
-    names = sorted(name for name in tokens.files if name.startswith(split))
-    rows = PackedRows([tokens.path(name, verify=ranks.is_main) for name in names])
+    rows = open_rows(tokens, split, verify=ranks.is_main)
     max_rows = eval_tokens // rows.sequence_len
     batches = validation_batches(rows, EVAL_ROWS_AT_ONCE, max_rows, ranks.rank, ranks.world_size)
     num_batches = -(-min(max_rows, len(rows)) // (EVAL_ROWS_AT_ONCE * ranks.world_size))

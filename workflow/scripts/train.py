@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nanochat.errors import UserError
 from nanochat.jobs.attempt import Attempt
-from nanochat.manifest import Artefact, open_verified, write_json_lines
+from nanochat.manifest import open_verified, write_json_lines
 from nanochat.schedule import flops_per_token, num_training_steps
 from nanochat.stage import Stage, log, run_program, stage_parser
 
@@ -47,6 +47,7 @@ def main() -> None:
 
 def run(args, stage: Stage) -> None:
     from nanochat.checkpoint import Commits
+    from nanochat.dataloader import Loader, open_rows
     from nanochat.determinism import use_deterministic_kernels
     from nanochat.distributed import choose_dtype, join_ranks
     from nanochat.optimizer import build_optimizer
@@ -61,7 +62,9 @@ def run(args, stage: Stage) -> None:
         model = build_model(args, ranks)
         if tokenizer.vocab_size != model.config.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
-        loader, validation = open_rows(open_verified(args.tokens), specification, ranks)
+        tokens = open_verified(args.tokens)
+        rows, validation = (open_rows(tokens, split, verify=ranks.is_main) for split in ("train", "validation"))
+        loader = Loader(rows, specification["total_batch_tokens"] // rows.sequence_len, specification["seed"])
         schedule = Schedule(
             num_steps=count_steps(specification, model, loader),
             lr_scale=specification.get("lr_scale", 1.0),
@@ -125,24 +128,6 @@ def build_model(args, ranks: Ranks) -> GPT:
         model, _ = load_model(args.start_from.parent, ranks.device)
         return model.train()
     return GPT(GPTConfig(**args.model)).init_weights(args.specification["seed"]).to(ranks.device)
-
-
-def open_rows(tokens: Artefact, specification: dict, ranks: Ranks) -> tuple[Loader, PackedRows]:
-    """The rows to train on and those to validate on. One rank verifies the files for all."""
-    from nanochat.dataloader import Loader, PackedRows
-
-    def rows_of(split: str) -> PackedRows:
-        rows, masks = ([tokens.path(name, verify=ranks.is_main) for name in names] for names in files_of(tokens, split))
-        return PackedRows(rows, masks)
-
-    rows = rows_of("train")
-    return Loader(rows, specification["total_batch_tokens"] // rows.sequence_len, specification["seed"]), rows_of("validation")
-
-
-def files_of(tokens: Artefact, split: str) -> tuple[list[str], list[str]]:
-    """Names of the row files and of the mask files of a split."""
-    names = sorted(name for name in tokens.files if name.startswith(split))
-    return [name for name in names if "mask" not in name], [name for name in names if "mask" in name]
 
 
 def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
