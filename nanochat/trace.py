@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(visible(str(error), keep="\n"), file=sys.stderr)
         return 1
     except OSError as error:
-        print(visible(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+        print(visible(f"{error.filename}: {error.strerror}. -o names another folder for the two files"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
