@@ -376,7 +376,7 @@ def test_the_program_asks_a_chat_model_in_a_conversation(models):
         (["tiny/base_train", "-p", "é" * 100], "the prompt has 201 tokens, and at most 128 can be shown"),
         (["tiny/nothing", "-p", "x"], "no model here"),
         (["tiny/base_train", "-p", "x", "--beside", "nowhere"], "nowhere: no model here"),
-        (["tiny/base_train", "-p", "x", "-o", "tiny/base_train/config.json"], "config.json"),
+        (["tiny/base_train", "-p", "x", "-o", "tiny/base_train/config.json"], "File exists. -o names another"),
     ],
 )
 def test_wrong_input_is_told_in_a_sentence(models, monkeypatch, capsys, arguments, words):
