@@ -36,8 +36,8 @@ from nanochat.dialogue import (
 )
 from nanochat.errors import UserError
 from nanochat.manifest import atomic_path
-from nanochat.reports.text import fenced, inline, visible
 from nanochat.terminal import open_lines
+from nanochat.text import fenced, inline, visible
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat.errors import UserError
 from nanochat.reports.comparison import write_comparison
-from nanochat.reports.text import visible
+from nanochat.text import visible
 
 
 def main(arguments: list[str] | None = None) -> None:

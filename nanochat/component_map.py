@@ -26,9 +26,8 @@ from nanochat.concepts.model import MODEL
 from nanochat.concepts.training import TRAINING
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified
-from nanochat.presets import PRESETS
+from nanochat.presets import PRESETS, nearest_preset
 from nanochat.reports import components
-from nanochat.reports.making import nearest_preset
 from nanochat.schedule import flops_per_token
 from nanochat.sections import Settings
 from nanochat.strict_yaml import all_places

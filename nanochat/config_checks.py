@@ -144,12 +144,21 @@ def chat_eval_problems(run: Run, catalogue: Catalogue) -> Iterator[Problem]:
             yield ("chat_eval", "tasks"), f"needs a file that is not there: {catalogue.unknown(source)}"
 
 
+LONGEST_PROMPT = 128  # tokens; a test keeps it equal to nanochat.tracing.forward.MAX_TOKENS
+
+
 def trace_problems(run: Run, runs: Mapping[str, Run], names: Collection[str]) -> Iterator[Problem]:
     """What is wrong with a trace, and with the run that stands beside it; `names` has those runs, too, that are broken."""
     trace = run.settings.trace
     name, place = trace.beside, ("trace", "beside")
     if not trace.prompt.strip():
         yield ("trace", "prompt"), "says nothing; it takes a text to follow through the model"
+    limit = min(LONGEST_PROMPT, run.settings.tokens.sequence_len)
+    if len(trace.prompt.split()) >= limit:  # a word is a token at least, and one more begins the text
+        yield (
+            ("trace", "prompt"),
+            f"has {len(trace.prompt.split()):,} words, and at most {limit} tokens can be shown line by line",
+        )
     if name is None:
         return
     if name == run.name:

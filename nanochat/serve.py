@@ -5,8 +5,9 @@
 Then open the address that it prints. Ctrl-C ends it. It listens on this machine only, unless --host says otherwise; how to
 reach it on a GPU node, and what it guards against, is told in docs/chat.md and docs/ptolemy.md.
 
-A key is asked for where others could reach the server: on another --host, and inside a SLURM job, whose node other people may
-share. --key none does without, --key auto asks for one anywhere. It is new at every start and part of the printed address.
+A key is asked for where others could reach the server: on another --host, and inside a SLURM job or over ssh, where other people
+may share the machine. --key none does without, --key auto asks for one anywhere. It is new at every start and part of the
+printed address.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING
 from nanochat.dialogue import BASE_NOTE, add_arguments, describe, is_base, no_model_message, open_engine
 from nanochat.errors import UserError
 from nanochat.jobs import slurm
-from nanochat.reports.text import visible
 from nanochat.serving.limits import Limits
+from nanochat.text import visible
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
@@ -50,7 +51,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)")
     parser.add_argument("--port", type=port, default=8000, help="0: any that is free (default: %(default)s)")
     parser.add_argument(
-        "--key", choices=["auto", "none"], help="auto: a new key is needed to ask (default on other hosts and in SLURM jobs)"
+        "--key",
+        choices=["auto", "none"],
+        help="auto: a new key is needed to ask (default on other hosts, in SLURM jobs, over ssh)",
     )
     add_arguments(parser, "temperature", "top_k", "max_tokens")
     return parser.parse_args(arguments)
@@ -109,9 +112,10 @@ def run(options: argparse.Namespace, limits: Limits) -> int:
 
 
 def needs_key(options: argparse.Namespace) -> bool:
+    """Where others may reach the port: on another address, and on a cluster's or laboratory's machine even on loopback."""
     if options.key:
         return options.key == "auto"
-    return options.host not in LOOPBACK or slurm.job_id() is not None
+    return options.host not in LOOPBACK or slurm.job_id() is not None or "SSH_CONNECTION" in os.environ
 
 
 def name_of(folder: Path) -> str:

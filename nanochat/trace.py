@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.dialogue import no_model_message
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified, write_json
-from nanochat.reports.text import visible
+from nanochat.text import visible
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT

@@ -66,6 +66,7 @@ class Numerics:
     world_size: int
     dtype: str
     micro_batch: int
+    muon_dtype: str = "bfloat16"  # of Muon's iteration: what the device multiplies fast, whatever the activations are in
     versions: dict[str, str] = field(default_factory=versions)
 
 
@@ -326,7 +327,9 @@ def restore(
     is_exact = commit.state["is_exact"] and before == current
     log.info(f"going on from step {commit.step:,}")
     if before != current:
-        changed = ", ".join(f"{key} was {before[key]}, is {current[key]}" for key in current if before[key] != current[key])
+        changed = ", ".join(
+            f"{key} was {before.get(key)}, is {current[key]}" for key in current if before.get(key) != current[key]
+        )
         log.warning(f"not bit-identical to an undisturbed run from here on: {changed}")
     keep = {key: commit.state[key] for key in ("segments", "train_seconds")}
     return commit.step, commit.metrics, {**keep, "is_exact": is_exact, "speeds": commit.state.get("speeds", [])}

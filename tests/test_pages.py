@@ -16,7 +16,7 @@ from nanochat.pages import page as page_module
 from nanochat.pages.markdown import markdown_to_html
 from nanochat.pages.math import mathml
 from nanochat.pages.page import environment, template, write_page
-from nanochat.reports.text import inline, table, visible
+from nanochat.text import inline, table, visible
 
 
 @pytest.fixture

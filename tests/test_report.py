@@ -21,7 +21,7 @@ from nanochat.errors import UserError
 from nanochat.reports import plots
 from nanochat.reports.making import parameter_rows, preset
 from nanochat.reports.report import FILES, STAGES, write_report
-from nanochat.reports.text import code, count, duration, fenced, inline, memory, percent, table
+from nanochat.text import code, count, duration, fenced, inline, memory, percent, table
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,7 +11,7 @@ from reporting import FakeRun, core_task
 from nanochat.component_map import component_map
 from nanochat.gpt import GPTConfig
 from nanochat.reports import charts, plots
-from nanochat.reports.text import visible
+from nanochat.text import visible
 
 DRAWN = """() => [...document.querySelectorAll(".plot")].map((plot) => ({
   key: plot.dataset.plot,

@@ -181,6 +181,10 @@ def test_the_run_beside_may_name_this_one_too(tmp_path: Path) -> None:
 
 
 BESIDE = {
+    "a prompt of too many words": (
+        {"b": {"trace": {"prompt": "so " * 200}}},
+        "runs.b.trace.prompt has 200 words, and at most 64 tokens can be shown line by line",
+    ),
     "an unknown run": ({"b": {"trace": {"beside": "bb"}}}, "runs.b.trace.beside is bb, which is not in runs. Did you mean b?"),
     "the run itself": ({"b": {"trace": {"beside": "b"}}}, "runs.b.trace.beside is b, the run itself"),
     "the run itself, by a default for all": ({"b": {}, "trace": "b"}, "trace.beside is b, the run itself"),

@@ -700,6 +700,7 @@ def test_on_a_gpu_node_the_way_through_ssh_is_printed_and_a_key_is_needed(monkey
 def test_over_ssh_the_way_back_is_printed(monkeypatch, capsys):
     text = printed(monkeypatch, capsys, SSH_CONNECTION="1.2.3.4 5 6.7.8.9 22")
     assert "ssh -N -L 8000:localhost:8000 student@gpu7.cluster" in text
+    assert "http://localhost:8000/#key=KEY" in text  # others may be on that machine, too
 
 
 def test_another_host_without_a_key_is_warned_about(monkeypatch, capsys):

@@ -1,7 +1,7 @@
 """Our own Markdown as HTML: CommonMark with tables and $formulas$.
 
 Covered: HTML in the text is shown, not obeyed; a link leads to a part of this page, a file beside it or a web page, and to
-    nothing else (no javascript:, no data:); no picture is loaded. Foreign text goes through `nanochat.reports.text` first.
+    nothing else (no javascript:, no data:); no picture is loaded. Foreign text goes through `nanochat.text` first.
 Not covered: formulas are for text that we wrote: `inline` and `code` keep a foreign dollar sign from starting one.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.reports.plots import Rows, range_without_start, running_mean, series
-from nanochat.reports.text import duration, visible
+from nanochat.text import duration, visible
 
 BLUE, ORANGE, GREEN, PINK, GREY = "--plot-1", "--plot-2", "--plot-3", "--plot-4", "--plot-8"
 TEXT, MUTED = "--fg", "--muted"

@@ -22,7 +22,8 @@ from nanochat.reports.machine import device, gpu_cost, price
 from nanochat.reports.plots import running_mean, series
 from nanochat.reports.report import STAGES as REPORTED
 from nanochat.reports.report import StageData, collect
-from nanochat.reports.text import (
+from nanochat.runs import TRAININGS
+from nanochat.text import (
     NOTHING,
     Markdown,
     bullets,
@@ -36,7 +37,6 @@ from nanochat.reports.text import (
     table,
     visible,
 )
-from nanochat.runs import TRAININGS
 
 Blocks = list[Markdown]
 

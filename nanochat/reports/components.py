@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanochat.reports.text import NOTHING, Markdown, code, exact, inline, percent, table
+from nanochat.text import NOTHING, Markdown, code, exact, inline, percent, table
 
 Blocks = list[Markdown]
 Link = Callable[[str, int], str]  # file and line -> the address behind them
@@ -32,8 +32,8 @@ def one_by_one(components: Mapping[str, Any], link: Link | None = None) -> Block
 def introduction(components: Mapping[str, Any]) -> Markdown:
     config = components.get("config", {})
     return Markdown(
-        f"Components of the preset {code(components.get('preset', ''))} with {config.get('n_layer')} blocks of width "
-        f"{exact(config.get('n_embd'))}: {exact(components.get('parameters'))} parameters, "
+        f"Components of the preset {code(components.get('preset', ''))} (`n_layer` {config.get('n_layer')}, `n_embd` "
+        f"{exact(config.get('n_embd'))}): {exact(components.get('parameters'))} parameters, "
         f"{exact(components.get('flops_per_token'))} FLOPs for each token of a training step."
     )
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from nanochat.pages.markdown import markdown_to_html, slug
 from nanochat.pages.page import template, write_page
 from nanochat.reports.charts import Chart
-from nanochat.reports.text import Markdown, visible
+from nanochat.text import Markdown, visible
 
 
 @dataclass(frozen=True)

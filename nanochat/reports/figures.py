@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from nanochat.reports import charts, scores
 from nanochat.reports.document import Card, Figure, Plot, cards_html
 from nanochat.reports.machine import gpu_cost, predicted_cost, price
-from nanochat.reports.text import count, duration, exact, score
 from nanochat.runs import TRAININGS
+from nanochat.text import count, duration, exact, score
 
 if TYPE_CHECKING:
     from nanochat.reports.report import StageData

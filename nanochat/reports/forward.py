@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanochat.reports.text import NOTHING, Markdown, bullets, code, exact, inline, percent, score, table
+from nanochat.text import NOTHING, Markdown, bullets, code, exact, inline, percent, score, table
 
 Blocks = list[Markdown]
 GUESSES = 4

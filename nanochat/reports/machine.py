@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat.planning.hardware import find
-from nanochat.reports.text import (
+from nanochat.schedule import flops_per_token
+from nanochat.text import (
     NOTHING,
     Markdown,
     code,
@@ -24,7 +25,6 @@ from nanochat.reports.text import (
     score,
     table,
 )
-from nanochat.schedule import flops_per_token
 
 if TYPE_CHECKING:
     from nanochat.reports.report import StageData

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat.presets import changed_components, nearest_preset
-from nanochat.reports.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 from nanochat.schedule import count_parameters, flops_per_token
+from nanochat.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 
 if TYPE_CHECKING:
     from nanochat.reports.report import StageData

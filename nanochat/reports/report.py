@@ -19,7 +19,7 @@ from nanochat.manifest import Artefact, atomic_path, open_verified
 from nanochat.reports import components, forward, machine, making, plots, predictions, scores, step
 from nanochat.reports.document import write_document
 from nanochat.reports.figures import HEADLINES, TIMES, report_figures
-from nanochat.reports.text import Markdown, code, inline, picture
+from nanochat.text import Markdown, code, inline, picture
 
 REPORT, PAGE, LOSSES, CORE, CHAT = "report.md", "report.html", "loss.png", "core.png", "chat.png"
 FILES = (REPORT, PAGE, LOSSES, CORE, CHAT)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.reports.machine import gpu_cost, price
 from nanochat.reports.making import preset
-from nanochat.reports.text import (
+from nanochat.text import (
     NOTHING,
     Markdown,
     bullets,

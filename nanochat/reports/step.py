@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nanochat.reports.text import Markdown, code, exact, inline, percent, score, table
+from nanochat.text import Markdown, code, exact, inline, percent, score, table
 
 Blocks = list[Markdown]
 ROWS = 8  # of a table of tokens

@@ -35,7 +35,7 @@ from nanochat import tokenizer as tokenizer_module
 from nanochat.batching import context_limit
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.reports.text import visible
+from nanochat.text import visible
 from nanochat.tokenizer import Tokenizer, clean_text
 from nanochat.tracing.lines import Line, LineRecorder, Source, read_source
 from nanochat.tracing.pictures import attention_triangle, encode, number, picture, summary
@@ -138,7 +138,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, is_chat: bool) -> list[int]
 def check_length(ids: Sequence[int], config: GPTConfig) -> None:
     limit = min(MAX_TOKENS, context_limit(config))
     if len(ids) > limit:
-        raise UserError(f"the prompt has {len(ids)} tokens, and at most {limit} can be shown line by line. Shorten the prompt")
+        model = "" if limit == MAX_TOKENS else f" (the {nearest_preset(config)} model has no more positions)"
+        raise UserError(
+            f"the prompt (trace.prompt in the configuration) has {len(ids)} tokens, and at most {limit} can be shown line by "
+            f"line{model}. Shorten the prompt"
+        )
 
 
 # -- the lines ---------------------------------------------------------------------------------------------------------------

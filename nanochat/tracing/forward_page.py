@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.pages.page import template, write_page
-from nanochat.reports.text import visible
+from nanochat.text import visible
 
 # forward.js starts what the others define
 SCRIPTS = ("forward_base.js", "forward_steps.js", "forward_attention.js", "forward_overviews.js", "forward.js")

@@ -42,8 +42,8 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optimizer import Optimizer, build_optimizer
-from nanochat.reports.text import visible
 from nanochat.schedule import muon_momentum, width_scale
+from nanochat.text import visible
 from nanochat.tokenizer import Tokenizer
 from nanochat.tracing.forward import token_text
 from nanochat.tracing.lines import Line, LineRecorder

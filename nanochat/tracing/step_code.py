@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat import adamw, gpt, loss_eval, muon, optimizer, schedule, train
 from nanochat.adamw import AdamW
-from nanochat.reports.text import visible
+from nanochat.text import visible
 from nanochat.tracing.lines import Function, Line, read_source
 from nanochat.tracing.pictures import number
 from nanochat.tracing.step_matrices import sampled

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from nanochat.pages.math import mathml
 from nanochat.pages.page import template, write_page
-from nanochat.reports.text import visible
+from nanochat.text import visible
 from nanochat.tracing.forward_page import coloured
 
 FOR_SCRIPT = ("tokens", "components", "muon", "adamw", "schedule", "bpb", "setting")

@@ -22,6 +22,7 @@ from nanochat.planning.hardware import gpus_here
 from nanochat.planning.inventory import find_problems
 from nanochat.jobs.mail import mail_options
 from nanochat.planning.plan import GPU_STAGES, STAGES, TRAININGS, Site, plan_run, refusals
+from nanochat.schedule import count_parameters
 from nanochat.specifications import COMPARISON_VOCABULARIES
 from nanochat.stage import rule_of
 
@@ -286,6 +287,11 @@ def model_beside(wildcards):
     """The model of another run that stands beside it, if one is named."""
     trace = trace_of(wildcards.run)
     return [manifest_of(trace.beside, trace.model)] if trace.beside else []
+
+
+def trace_memory(wildcards):
+    """Seven times the weights (a copy of them that moves, its gradients, the optimizers' state), and room to spare."""
+    return f"{8 + 36 * count_parameters(CONFIG.gpt_config(wildcards.run)) // 10**9}GB"
 
 
 def manifest_of(run, stage):

@@ -30,10 +30,10 @@ rule trace:
         "results/{run}/benchmarks/trace.tsv"
     conda:
         "../envs/nanochat.yaml"
-    threads: 1  # so that the same sums are made in the same order everywhere
+    threads: 1  # so that the same sums are made in the same order, however many cores a node has
     resources:
-        mem="32GB",
-        runtime="1h",
+        mem=trace_memory,
+        runtime="4h",
     params:
         specification=specification("trace"),
     shell:

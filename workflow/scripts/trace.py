@@ -1,6 +1,7 @@
 """Trace a prompt through a model, and one step of its training; beside it another run's model, or the other preset's.
 
-In float32 on one core of the CPU, whatever trained the model: numbers to look at, and the same bytes every time.
+On one core of the CPU, whatever trained the model; in float32, but for Muon's iteration, which is in bfloat16 where the CPU
+multiplies that fast, as in the trainings. On CPUs of one kind the same bytes every time.
 """
 
 from __future__ import annotations

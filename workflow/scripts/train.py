@@ -142,6 +142,7 @@ def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
 
 
 def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) -> Numerics:
+    from nanochat.distributed import choose_dtype
     from nanochat.train import Numerics, choose_micro_batch
 
     rows = loader.batch_rows // ranks.world_size
@@ -156,7 +157,8 @@ def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) 
         memory_bytes=ranks.memory_bytes(),
         world_size=ranks.world_size,
     )
-    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch)
+    muon_dtype = str(choose_dtype("auto", ranks.device)).removeprefix("torch.")
+    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch, muon_dtype)
 
 
 def evaluate(

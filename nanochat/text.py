@@ -1,4 +1,4 @@
-"""Text for the report: numbers that people read, and Markdown into which foreign text can be put without harm.
+"""Text for people: numbers that people read, and Markdown into which foreign text can be put without harm.
 
 Foreign text is whatever a model, a user or another computer wrote: samples, titles, names of tasks and hosts, messages.
 
