@@ -12,6 +12,7 @@ import codecs
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,7 +54,12 @@ def no_model_message(folder: Path) -> str:
     inside = sorted(path.parent for path in folder.glob("*/model.safetensors"))
     if inside:
         return "\n".join([*lines, "Models inside it: " + ", ".join(map(str, inside))])
-    run = folder.parent.name
+    run, others = folder.parent.name, sorted(path.parent for path in Path("results").glob("*/*/model.safetensors"))
+    if not others and not folder.is_absolute() and not Path("Snakefile").exists():
+        return "\n".join([*lines, f"{Path.cwd()} is not the project's folder: it has no Snakefile. Are you in the right one?"])
+    near = get_close_matches(str(folder), map(str, others), n=1)
+    if near:
+        lines.append(f"Did you mean {near[0]}?")
     if run == "tiny":
         lines.append("Make it with:  make demo")
     own = Path("config") / f"{run}.yaml"
@@ -61,7 +67,6 @@ def no_model_message(folder: Path) -> str:
     either = "or" if run == "tiny" else "Make it with"
     # the target comes first: --configfile takes every word that follows it for another file
     lines.append(f"{either}:  snakemake {folder / 'manifest.json'} --profile profiles/laptop{config}")
-    others = sorted(path.parent for path in Path("results").glob("*/*/model.safetensors"))
     if others:
         lines.append("Models that are here: " + ", ".join(map(str, others)))
     return "\n".join(lines)

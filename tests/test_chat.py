@@ -115,8 +115,28 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(monkeypatch, capsys):
 # -- no model ----------------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatch, capsys):
+def enter_project(folder, monkeypatch):
+    (folder / "Snakefile").touch()
+    monkeypatch.chdir(folder)
+
+
+def test_in_another_folder_than_the_projects_that_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    assert chat.main(["results/tiny/sft"]) == 1
+    message = capsys.readouterr().err
+    assert f"{tmp_path} is not the project's folder: it has no Snakefile" in message and "make demo" not in message
+
+
+def test_a_misspelt_run_is_taken_for_the_one_that_is_there(tmp_path, monkeypatch, capsys):
+    enter_project(tmp_path, monkeypatch)
+    (tmp_path / "results/tiny/sft").mkdir(parents=True)
+    (tmp_path / "results/tiny/sft/model.safetensors").touch()
+    chat.main(["results/tyny/sft"])
+    assert "Did you mean results/tiny/sft?" in capsys.readouterr().err
+
+
+def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatch, capsys):
+    enter_project(tmp_path, monkeypatch)
     assert chat.main(["results/tiny/sft", "-p", "hello"]) == 1
     message = capsys.readouterr().err
     assert "results/tiny/sft: no model here" in message
@@ -125,7 +145,7 @@ def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatc
 
 
 def test_of_another_run_the_command_names_its_configuration(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+    enter_project(tmp_path, monkeypatch)
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "small.yaml").touch()
     chat.main(["results/small/sft"])

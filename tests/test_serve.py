@@ -638,6 +638,7 @@ def refused(arguments, capsys):
 
 
 def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "Snakefile").touch()
     monkeypatch.chdir(tmp_path)
     message = refused(["results/tiny/sft"], capsys)
     assert "results/tiny/sft: no model here" in message and "make demo" in message
