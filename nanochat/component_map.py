@@ -3,6 +3,7 @@
     python -m nanochat.component_map                                  # nanochat, at the sizes of d20
     python -m nanochat.component_map --preset textbook
     python -m nanochat.component_map --model results/tiny/base_train  # of a model that was trained
+    python -m nanochat.component_map --preset textbook --sizes-of results/tiny/base_train  # the other kind, as large
     python -m nanochat.component_map --write-docs                     # write docs/component-map.md again
 
 Generated from the code that runs. Files and lines are found in the syntax trees; names and shapes of parameters come from a
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat.concepts.concept import Concept
 from nanochat.concepts.model import MODEL
 from nanochat.concepts.training import TRAINING
+from nanochat.dialogue import no_model_message
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified
 from nanochat.presets import PRESETS, nearest_preset
@@ -192,10 +194,15 @@ def document() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m nanochat.component_map", description=__doc__.split("\n")[0])
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--preset", choices=sorted(PRESETS), default="nanochat", help="at the sizes of d20; default: nanochat")
+    which.add_argument("--preset", choices=sorted(PRESETS), help="at the sizes of d20; default: nanochat")
     which.add_argument("--model", type=Path, metavar="FOLDER", help="of a trained model, such as results/tiny/base_train")
     which.add_argument("--write-docs", action="store_true", help=f"write {DOCUMENT} again")
+    parser.add_argument(
+        "--sizes-of", type=Path, metavar="FOLDER", help="with --preset: at the sizes of a trained model instead of d20's"
+    )
     options = parser.parse_args()
+    if options.sizes_of and not options.preset:
+        parser.error("--sizes-of goes with --preset")
     try:
         if options.write_docs:
             if not DOCUMENT.parent.is_dir():
@@ -208,10 +215,22 @@ def main() -> None:
 
 
 def config_of(options: argparse.Namespace) -> GPTConfig:
-    fields = open_verified(options.model / MANIFEST).json("config.json") if options.model else None
+    """What was asked for; UserError, before PyTorch is imported, if it is a model that is not there."""
+    folder = options.model or options.sizes_of
+    fields = fields_of(folder) if folder else {}
     from nanochat.gpt import GPTConfig
 
-    return GPTConfig(**fields) if fields else GPTConfig.preset(options.preset)
+    if options.model:
+        return GPTConfig(**fields)
+    preset = options.preset or "nanochat"
+    return GPTConfig.preset(preset, **{name: value for name, value in fields.items() if name not in PRESETS[preset]})
+
+
+def fields_of(folder: Path) -> dict[str, Any]:
+    """The fields of the GPTConfig of a trained model."""
+    if not (folder / MANIFEST).exists():
+        raise UserError(no_model_message(folder))
+    return open_verified(folder / MANIFEST).json("config.json")
 
 
 if __name__ == "__main__":

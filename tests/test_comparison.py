@@ -75,6 +75,25 @@ def test_differences_are_those_of_the_manifests(two):
     assert found["ChatCORE of six, after sft"] == ["0.1357", "0.1357", "+0.0000"]
 
 
+def test_time_of_all_finished_stages_is_that_of_the_report(two):
+    a, b = two
+    a.publish("trace", {}, record={"seconds": 1000.0})  # so that it shows
+    a.report()
+    reported = re.search(r"\| Time of all finished stages \| (.+?) \|", a.text).group(1)
+    html = compare(a, b)
+    assert rows(html)["Time of all finished stages"][0] == reported
+    assert rows(html)["trace"][0] == "16 min 40 s"
+    assert "trace" not in Page(html.split('<h2 id="what-differs">')[1].split("<h2")[0]).text.split()
+
+
+def test_a_start_above_the_plot_is_said_below_it(two):
+    drawn = data_of(Page(compare(*two)))["loss"]["variants"]
+    assert "note" not in drawn["sft"], "so few steps are all shown"
+    note = drawn["base_train"]["note"]
+    assert note.startswith("Start above the plot: a, b at 5.94")
+    assert note.endswith("Double-click to see all.")
+
+
 def test_a_difference_that_leaves_out_zero_is_bold():
     assert difference(Score(0.28, 100), Score(0.60, 100))[0] == "**+0.3200**"
     assert difference(Score(0.28, 100), Score(0.30, 100))[0] == "+0.0200"

@@ -22,6 +22,8 @@ from nanochat.concepts.source import SymbolMoved, find, import_owner
 from nanochat.config import load_config
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.manifest import MANIFEST, publish
+from nanochat.presets import PRESETS
 from nanochat.reports.components import blocks
 from nanochat.runs import merged
 from nanochat.schedule import count_parameters, flops_per_token
@@ -285,8 +287,63 @@ def test_the_report_shows_every_concept(name):
             assert f"`{place['file'].removeprefix('nanochat/')}:{place['line']}`" in text
 
 
+def test_the_example_in_the_template_of_the_assignment_is_a_row_of_the_map():
+    row = next(line for line in (ROOT / "docs/assignment-template.md").read_text().splitlines() if "*an example" in line)
+    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in PRESETS["textbook"]}
+    found = component_map(GPTConfig.preset("textbook", **sizes))
+    (concept,) = (concept for concept in found["concepts"] if concept["concept"] == "Positional embedding")
+    place, (parameter,) = concept["where"][0], concept["parameters"]
+    symbol, file = place["symbol"].removeprefix("nanochat.gpt."), place["file"].removeprefix("nanochat/")
+    shape = "({}, {})".format(*parameter["shape"])
+    for cell in (f"`{symbol}`", f"`{file}:{place['line']}`", f"`wpe` {shape}", f"{parameter['number']:,}"):
+        assert f"| {cell} |" in row
+
+
 def test_a_report_without_a_map_says_so():
     assert blocks({}) == ["The trace holds no component map."]
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A published model of the tiny sizes, as far as the map reads it."""
+    folder = tmp_path / "results/tiny/base_train"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS["tiny"].as_dict()))
+    (folder / "model.safetensors").write_bytes(b"")
+    files = ["config.json", "model.safetensors"]
+    publish(folder / MANIFEST, specification={}, inputs={}, files=files, results={}, record={})
+    return tmp_path
+
+
+def printed_by(folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "nanochat.component_map", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_preset_can_have_the_sizes_of_a_trained_model(trained):
+    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in PRESETS["textbook"]}
+    textbook = component_map(GPTConfig.preset("textbook", **sizes))
+    own = printed_by(trained, "--model", "results/tiny/base_train")
+    assert f"{map_of('tiny')['parameters']:,} parameters" in own and "preset `nanochat`" in own
+    other = printed_by(trained, "--preset", "textbook", "--sizes-of", "results/tiny/base_train")
+    assert other == "\n\n".join(blocks(textbook)) + "\n" != own
+    assert "`n_layer` 4, `n_embd` 192" in other and "preset `textbook`" in other
+    assert printed_by(trained, "--preset", "nanochat", "--sizes-of", "results/tiny/base_train") == own
+
+
+def test_the_folder_of_a_run_is_no_model_and_the_models_inside_it_are_named(trained):
+    for options in (["--model", "results/tiny"], ["--preset", "textbook", "--sizes-of", "results/tiny"]):
+        command = [sys.executable, "-m", "nanochat.component_map", *options]
+        said = subprocess.run(command, cwd=trained, capture_output=True, text=True)
+        assert said.returncode == 1 and "Traceback" not in said.stderr
+        assert "Models inside it: results/tiny/base_train" in said.stderr
+
+
+@pytest.mark.parametrize("options", [["--model", "x"], ["--write-docs"], []])
+def test_sizes_go_with_a_preset_alone(tmp_path, options):
+    command = [sys.executable, "-m", "nanochat.component_map", *options, "--sizes-of", "y"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 2 and "--sizes-of goes with --preset" in said.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from small_models import random_model, small_tokenizer
 
 from nanochat.checkpoint import save_model
 from nanochat.manifest import publish
-from nanochat.trace import main
+from nanochat.trace import main, own_folder, share, title_of
 from nanochat.tracing.differences import differences
 from nanochat.tracing.forward import trace_forward
 from nanochat.tracing.forward_page import coloured, paired, where_seen, write_forward_page
@@ -124,6 +124,15 @@ def test_all_steps_show_their_line_and_their_values(browser, path, trace):
         assert problems == []
 
 
+def test_the_page_says_whose_lines_its_steps_are(browser, path, trace):
+    numbers = [len(trace[model]["steps"]) for model in ("forward", "beside")]
+    with visit(browser, path) as (page, _):
+        count = page.locator(".fw-count").first.inner_text().split("/")[1].strip()
+        text = page.locator("#lines").inner_text()
+        assert f"{count} steps, of both models: {numbers[0]} lines of tiny and {numbers[1]} of textbook, untrained;" in text
+        assert "while the code below is on the screen" in text
+
+
 def test_ways_to_go(browser, path, trace):
     with visit(browser, f"{path.as_uri()}#step-30") as (page, problems):
         assert step_number(page) == 30
@@ -188,7 +197,7 @@ def test_a_line_that_one_model_does_not_run_says_which_component_decides(browser
     with visit(browser, path) as (page, _):
         page.get_by_label("Function").select_option("rotate")
         absent = page.locator("#fw-values .fw-column", has_text="textbook, untrained")
-        assert absent.locator(".fw-absent").inner_text() == "does not run this line: positions differ."
+        assert absent.locator(".fw-absent").inner_text() == "does not run this line: the two differ in positions."
 
 
 def test_one_model_can_be_shown_alone(browser, path):
@@ -233,6 +242,11 @@ def test_attention_is_told_under_the_pointer_and_by_the_keyboard(browser, single
         text = readout.inner_text().replace("\xa0", " ")
         told = float(re.search(r"([\d.]+) % of its attention", text)[1])
         assert told == pytest.approx(100 * weight, abs=0.51)
+        label = page.locator(".fw-heads button").first.locator(".fw-last").inner_text().replace("\xa0", " ")
+        best = max(range(T), key=lambda column: levels[0][T * (T - 1) // 2 + column])
+        assert label.startswith(f"last token: {forward['tokens'][best]['text'].replace(' ', '·')} ")
+        largest = 100 * (levels[0][T * (T - 1) // 2 + best] / 255) ** 2
+        assert float(label.split()[-2]) == pytest.approx(largest, abs=0.51)
         page.locator(".fw-matrix").focus()
         page.keyboard.press("ArrowUp")
         assert forward["tokens"][T - 2]["text"].strip() in readout.inner_text()
@@ -364,7 +378,7 @@ def test_the_program_sets_another_model_beside_or_none(models, tmp_path):
 
 def test_the_program_asks_a_chat_model_in_a_conversation(models):
     assert main([str(models / "tiny/sft"), "-p", "where?", "--beside", "none"]) == 0
-    trace = json.loads((models / "tiny/traces/sft/trace.json").read_text())
+    trace = json.loads((models / "tiny/traces/sft/where/trace.json").read_text())
     assert trace["forward"]["tokens"][1]["text"] == "<|user_start|>"
     assert trace["forward"]["is_chat"]
 
@@ -373,8 +387,9 @@ def test_the_program_asks_a_chat_model_in_a_conversation(models):
     ("arguments", "words"),
     [
         (["tiny/base_train", "-p", " "], "the prompt is empty: give a text to follow through the model"),
-        (["tiny/base_train", "-p", "é" * 100], "the prompt has 201 tokens, and at most 128 can be shown"),
+        (["tiny/base_train", "-p", "é" * 100], "has 201 tokens, and at most 128 can be shown"),
         (["tiny/nothing", "-p", "x"], "no model here"),
+        (["tiny", "-p", "x"], "Models inside it: tiny/base_train, tiny/sft"),
         (["tiny/base_train", "-p", "x", "--beside", "nowhere"], "nowhere: no model here"),
         (["tiny/base_train", "-p", "x", "-o", "tiny/base_train/config.json"], "File exists. -o names another"),
     ],
@@ -384,6 +399,50 @@ def test_wrong_input_is_told_in_a_sentence(models, monkeypatch, capsys, argument
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+def test_an_empty_prompt_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert main([str(tmp_path / "nothing"), "-p", "\n "]) == 1
+    assert "the prompt is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("The home of Otto is in", "the-home-of-otto-is-in"),
+        ("../../x/é\n", "x-é"),
+        ("?!", "prompt"),
+        ("word " * 40, "word-" * 9 + "wor"),
+    ],
+)
+def test_the_folder_of_a_prompt_is_named_after_it(tmp_path, prompt, name):
+    assert own_folder(tmp_path / "tiny/sft", prompt) == tmp_path / "tiny/traces/sft" / name
+
+
+def test_no_prompt_writes_over_the_page_of_another(tmp_path):
+    model, names = tmp_path / "base_train", []
+    for prompt in ("an end", "An end?", "an\tend", "an end", "An end?"):
+        folder = own_folder(model, prompt)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trace.json").write_text(json.dumps({"forward": {"prompt": prompt.replace("\t", "␉")}}))
+        names.append(folder.name)
+    assert names == ["an-end", "an-end-2", "an-end-3", "an-end", "an-end-2"]
+
+
+def test_the_page_of_the_program_names_its_prompt(models, browser, tmp_path):
+    prompt = "<i>the</i> & tale"
+    assert main([str(models / "tiny/base_train"), "-p", prompt, "-o", str(tmp_path), "--beside", "none"]) == 0
+    with visit(browser, tmp_path / "forward.html") as (page, problems):
+        assert page.locator("h1").inner_text() == page.title() == f"“{prompt}”: forward pass of tiny/base_train"
+        assert problems == []
+    assert title_of({"prompt": "a" * 500, "name": "tiny"}) == "“" + "a" * 79 + "…”: forward pass of tiny"
+
+
+@pytest.mark.parametrize(
+    ("chance", "text"), [(1.0, "100 %"), (0.936, "94 %"), (0.0123, "1.2 %"), (0.0004, "< 0.1 %"), (0, "< 0.1 %")]
+)
+def test_the_terminal_writes_chances_as_the_page_does(chance, text):
+    assert share(chance) == text
 
 
 def test_escapes_in_a_prompt_do_not_reach_the_terminal(models, tmp_path, capsys):

@@ -150,6 +150,23 @@ def test_numbers_in_the_report_are_those_of_the_manifests(run):
     assert summary["Cost of the GPUs"] == ["48.00"]
 
 
+def test_first_validation_names_its_steps(run):
+    training = section(run.report(), "Training")
+    assert (
+        "`first` is the first measurement, not the start: after step 150 of `base_train`, 20 of `mid_train`, 3 of `sft`."
+        in training
+    )
+
+
+def test_spelling_bee_is_to_be_read_against_an_answer_that_always_says_1(run):
+    sentence = "an answer that always says 1 can score over a half"
+    assert sentence not in run.report()
+    run.publish_chat("sft", {"spelling_bee": (0.0, 60, 100)})
+    text = run.report()
+    assert sentence in section(text, "Chat evaluation")
+    assert rows(section(text, "Chat evaluation"))["SpellingBee"][2] == "0.0000"
+
+
 def test_published_card_stands_beside_and_says_what_it_is(run):
     summary = section(run.report(), "Summary")
     published = {name: cells[-3:] for name, cells in rows(summary).items()}

@@ -146,6 +146,44 @@ def test_a_long_curve_is_thinned_without_losing_its_ends_and_peaks():
     assert set(found["loss"]["traces"][1]["y"]) == {3}
 
 
+def test_what_lies_above_a_plot_is_said_below_it():
+    rows = [{"step": i, "loss": 6.93 if i == 0 else 2.5 + 0.001 * i, "grad_norm": 0.5 + 0.001 * i} for i in range(100)]
+    for step, norm in ((1, 1.2), (3, 1.84)):
+        rows[step]["grad_norm"] = norm
+    found = charts.training_charts(rows, [], grad_clip=1.0)
+    assert found["loss"]["note"] == "Starts at 6.93, above the plot; double-click to see all."
+    norm = "Highest 1.84 at step 3, above the plot (double-click to see all); clipped at 1 in 2 of 100 steps."
+    assert found["norm"]["note"] == norm
+    assert found["norm"]["layout"]["yaxis"]["range"][1] < 1 and len(found["norm"]["traces"]) == 1, (
+        "the limit is out of sight too"
+    )
+    assert "clipped" not in charts.training_charts(rows, [])["norm"]["note"]
+
+
+def test_the_limit_of_the_gradient_is_drawn_where_it_is_in_sight():
+    rows = [{"step": i, "loss": 3.0, "grad_norm": 0.5 + i % 3} for i in range(30)]
+    found = charts.training_charts(rows, [], grad_clip=2.0)
+    limit = found["norm"]["traces"][1]
+    assert (limit["name"], limit["x"], limit["y"]) == ("limit 2", [0, 29], [2, 2])
+    assert found["norm"]["note"] == "Highest 2.5 at step 2; clipped at 2 in 10 of 30 steps."
+    assert "note" not in found["loss"], "all of it is in sight"
+    assert len(charts.training_charts(rows, [], grad_clip=3.0)["norm"]["traces"]) == 1
+    assert charts.training_charts([{"step": 0, "loss": 1.0, "grad_norm": float("nan")}], [], grad_clip=1.0)["norm"] is None
+
+
+def test_the_note_below_a_plot_is_that_of_the_chosen_training(run, browser):
+    run.report()
+    with visit(browser, run.root / "report" / "report.html") as (page, problems):
+        wait_for_plots(page, 9)
+        box = page.locator(".plot-box", has=page.locator("[data-plot=loss]"))
+        assert "Starts at 5.94, above the plot" in box.locator(".plot-note").inner_text()
+        page.get_by_role("button", name="sft", exact=True).click()
+        assert box.locator(".plot-note").count() == 0
+        page.get_by_role("button", name="base_train", exact=True).click()
+        assert box.locator(".plot-note").count() == 1
+        assert problems == []
+
+
 def test_core_on_the_usual_22_tasks_needs_no_such_words(run):
     tasks = {f"task {number}": core_task("schema", 0.5, 0.6, 10, 10) for number in range(22)}
     run.publish("base_eval", {"core": 0.2, "tasks": tasks})

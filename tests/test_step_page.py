@@ -1,5 +1,7 @@
 """The page of a recorded training step, in a real browser."""
 
+import re
+
 import numpy as np
 import pytest
 from browser import no_sideways_scroll, screenshot, visit
@@ -9,7 +11,7 @@ from test_trace_step import METRICS, SPECIFICATION
 from nanochat.dataloader import PackedRows
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tracing.step import trace_step
-from nanochat.tracing.step_page import short, write_step_page
+from nanochat.tracing.step_page import placed, short, write_step_page
 
 HOSTILE = "{{ 7 }}\x1b[2J\u202e</script><script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 LENGTH = 64
@@ -102,6 +104,20 @@ def test_text_of_the_rows_and_names_stay_text(browser, page_file):
         text = page.locator("#loss-text").inner_text()
         assert "{{ 7 }}␛[2J" in text and "</script><script>window.hit" in text
         assert not {"\x1b", "\u202e"} & set(text)
+        assert problems == []
+
+
+def test_blocks_are_counted_from_one_as_on_the_forward_page(browser, page_file):
+    assert placed("blocks.2.attn.c_q.weight", 4) == "attn.c_q, block 3 of 4 (blocks.2)"
+    assert placed("wte.weight", 4) == "wte"
+    with visit(browser, page_file) as (page, problems):
+        drawn(page)
+        ticks = page.locator("#gradient-plot .xtick").all_text_contents()
+        assert "block 1" in ticks and "block 0" not in ticks
+        assert page.locator("#muon-choice button").first.inner_text() == "attn.c_q, block 2 of 2 (blocks.1)"
+        assert "c_q, block 2 of 2 (blocks.1): gradient" in page.locator("#muon-caption").inner_text()
+        page.eval_on_selector_all(".st-listing", "listings => listings.forEach((one) => one.remove())")  # real values of `name`
+        assert not re.search(r"blocks\.\d\.", page.locator("body").inner_text())
         assert problems == []
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -378,6 +379,17 @@ def test_the_report_tells_the_step_in_numbers(step):
     assert f"{step['loss']['before']:.4f}" in text and f"{step['bpb']['by_hand']:.4f}" in text
     assert "blocks.1.mlp.c_fc" in text and "does not tell all" not in text
     assert "<script>" not in text
+
+
+def test_the_report_says_why_other_text_got_worse_or_better(step):
+    bpb = step["bpb"]
+
+    def told(after: float) -> str:
+        return "\n".join(report.blocks({"step": {**step, "bpb": {**bpb, "after": {**bpb["after"], "bpb": after}}}}))
+
+    assert "forgets a little of everything else" in told(bpb["bpb"] + 0.1)
+    assert "helps a little with other text" in told(bpb["bpb"] - 0.1)
+    assert not re.search("forgets a little|helps a little", told(bpb["bpb"]))
 
 
 def test_the_report_says_what_a_trace_does_not_hold(step):

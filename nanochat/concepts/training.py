@@ -26,8 +26,8 @@ def batches(config: GPTConfig) -> Concept:
             at("dataloader.Loader.batch"),
             at("packing.pack_documents"),
         ),
-        change="More tokens a step: smoother gradients, and fewer steps for the same text. Another seed: the same rows in "
-        "another order; how much two runs differ by chance.",
+        change="More tokens a step: smoother gradients; where base_train.steps is given, also more text in all, and otherwise "
+        "fewer steps for the same text. Another seed: the same rows in another order; how much two runs differ by chance.",
         edits={"base_train.total_batch_tokens": 8192, "base_train.seed": 43},
     )
 
@@ -79,8 +79,8 @@ def optimizer_muon(config: GPTConfig) -> Concept:
     return Concept(
         name="Optimizer: Muon",
         group="training",
-        summary="For the matrices inside the blocks. The running mean of the gradient is made nearly orthogonal (all "
-        "its singular values near 1) before it is applied, so that every direction of the matrix learns at the same pace.",
+        summary="For the matrices inside the blocks. The running mean of the gradient is made nearly orthogonal (nearly "
+        "all its singular values near 1) before it is applied, so that all these directions learn at about the same pace.",
         equation=r"m \leftarrow \mu m + (1 - \mu) g, \quad u = \mathrm{orthogonalize}((1 - \mu) g + \mu m), \quad "
         r"W \leftarrow W - \eta \sqrt{\max(1, \mathrm{rows} / \mathrm{columns})} u",
         places=(

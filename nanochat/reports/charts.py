@@ -1,7 +1,8 @@
 """The report's interactive plots as plain data: what `page.plot` of nanochat/pages/static/base.js draws.
 
 A chart is {"traces": [...], "layout": {...}} in Plotly's words, with the colour variables of base.css in place of colours; or,
-where a reader chooses between several, a mapping of their names to such charts. A chart that has nothing to show is None.
+where a reader chooses between several, a mapping of their names to such charts. A chart that has nothing to show is None. One
+with a "note" says in it what cannot be seen at first sight, such as a start above the plot.
 Foreign text may stand in names, ticks, texts and customdata, which `page.plot` escapes. Hover templates are ours.
 """
 
@@ -19,6 +20,7 @@ TEXT, MUTED = "--fg", "--muted"
 COLOURS = [f"--plot-{number}" for number in (1, 2, 3, 4, 6, 5, 7, 8)]
 SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon"]
 
+SEE_ALL = "double-click to see all"
 MAX_POINTS = 1500  # of a curve: more than a screen has columns
 Chart = dict[str, Any]
 Interval = tuple[float, float]
@@ -32,13 +34,16 @@ PLUS_OR_MINUS = "%{x:.3f}, 95 % interval %{customdata[1]:.3f} to %{customdata[2]
 # -- trainings ---------------------------------------------------------------------------------------------------------------
 
 
-def training_charts(rows: Rows, speeds: Sequence[Sequence[float]]) -> dict[str, Chart | None]:
-    """The five curves of one training: loss, bpb, lr, norm, speed. `rows` of metrics.jsonl, `speeds` of the record."""
+def training_charts(rows: Rows, speeds: Sequence[Sequence[float]], *, grad_clip: float = 0.0) -> dict[str, Chart | None]:
+    """The five curves of one training: loss, bpb, lr, norm, speed. `rows` of metrics.jsonl, `speeds` of the record.
+
+    `grad_clip` is the length to which longer gradients were shortened; 0: they were not.
+    """
     return {
         "loss": loss_chart(rows),
         "bpb": bpb_chart(rows),
-        "lr": curve(rows, "lr_scale", "learning rate (times its base)", GREEN, rangemode="tozero"),
-        "norm": curve(rows, "grad_norm", "norm", GREY, keep=np.max, rangemode="tozero"),
+        "lr": lr_chart(rows),
+        "norm": norm_chart(rows, grad_clip),
         "speed": speed_chart(speeds),
     }
 
@@ -57,23 +62,58 @@ def loss_chart(rows: Rows) -> Chart | None:
     if shown and len(validation):  # its last values stay in sight, however far they are from the training loss
         margin = 0.05 * (shown[1] - shown[0])
         shown = min(shown[0], validation[-1] - margin), max(shown[1], validation[-1] + margin)
-    return chart(traces, y="loss (nats per token)", y_range=shown, height=380, hovermode="x unified")
+    found = chart(traces, y="loss (nats per token)", y_range=shown, height=380, hovermode="x unified")
+    return noted(found, hidden_start(losses, shown))
 
 
 def bpb_chart(rows: Rows) -> Chart | None:
     steps, values = series(rows, "validation_bpb")
     if not len(steps):
         return None
-    return chart([points(steps, values, "validation", ORANGE)], y="bits per byte", y_range=range_without_start(values))
+    shown = range_without_start(values)
+    found = chart([points(steps, values, "validation", ORANGE)], y="bits per byte", y_range=shown)
+    return noted(found, hidden_start(values, shown))
 
 
-def curve(rows: Rows, key: str, title: str, colour: str, *, keep=np.mean, **axis) -> Chart | None:
-    steps, values = series(rows, key)
+def lr_chart(rows: Rows) -> Chart | None:
+    steps, values = series(rows, "lr_scale")
     if not len(steps):
         return None
+    title = "learning rate (times its base)"
+    return chart([line(*thinned(steps, values), title, GREEN)], y=title, rangemode="tozero")
+
+
+def norm_chart(rows: Rows, grad_clip: float) -> Chart | None:
+    """The gradient's norm before clipping, and the limit where it lies in sight; the note says what the plot cuts off."""
+    steps, values = series(rows, "grad_norm")
+    is_known = np.isfinite(values)
+    if not is_known.any():
+        return None
     shown = range_without_start(values)
-    y_range = (0.0, shown[1]) if shown else None
-    return chart([line(*thinned(steps, values, keep), title, colour)], y=title, y_range=y_range, **axis)
+    highest = int(np.argmax(np.where(is_known, values, -np.inf)))
+    top = shown[1] if shown else float(values[highest])
+    traces = [line(*thinned(steps, values, np.max), "norm", GREY)]
+    if 0 < grad_clip <= top:
+        limit = line([steps[0], steps[-1]], [grad_clip] * 2, f"limit {grad_clip:g}", ORANGE, width=1.6)
+        traces.append({**limit, "line": {**limit["line"], "dash": "dash"}, "hoverinfo": "skip", "hovertemplate": None})
+    text = f"Highest {values[highest]:.3g} at step {steps[highest]:,}"
+    if values[highest] > top:
+        text += f", above the plot ({SEE_ALL})"
+    if grad_clip > 0:
+        clipped = int((values[is_known] > grad_clip).sum())
+        text += f"; clipped at {grad_clip:g} in {clipped:,} of {len(values):,} steps"
+    y_range = (0.0, top) if shown else None
+    return noted(chart(traces, y="norm", y_range=y_range, rangemode="tozero"), f"{text}.")
+
+
+def hidden_start(values: np.ndarray, shown: Interval | None) -> str:
+    """That a curve begins above what is shown of it, if it does."""
+    known = values[np.isfinite(values)]
+    return f"Starts at {known[0]:.3g}, above the plot; {SEE_ALL}." if shown and known[0] > shown[1] else ""
+
+
+def noted(chart: Chart, note: str) -> Chart:
+    return {**chart, "note": note} if note else chart
 
 
 def speed_chart(speeds: Sequence[Sequence[float]]) -> Chart | None:

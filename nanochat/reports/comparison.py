@@ -20,8 +20,7 @@ from nanochat.reports.charts import Chart
 from nanochat.reports.document import Figure, Plot, write_document
 from nanochat.reports.machine import device, gpu_cost, price
 from nanochat.reports.plots import running_mean, series
-from nanochat.reports.report import STAGES as REPORTED
-from nanochat.reports.report import StageData, collect
+from nanochat.reports.report import STAGES, StageData, collect
 from nanochat.runs import TRAININGS
 from nanochat.text import (
     NOTHING,
@@ -41,7 +40,7 @@ from nanochat.text import (
 Blocks = list[Markdown]
 
 CURVES, CORE, CHAT, TIMES = "curves", "core", "chat", "times"
-STAGES = tuple(name for name in REPORTED if name != "trace")  # that tells of one run
+COMPARED = tuple(name for name in STAGES if name != "trace")  # that tells of one run, and counts in the time only
 NOT_THERE = "(not there)"
 
 
@@ -76,7 +75,7 @@ def write_comparison(path: Path, folders: Sequence[Path]) -> list[str]:
         figures={CURVES: curves(runs), CORE: core_figure(runs), CHAT: chat_figure(runs), TIMES: time_figure(runs)},
         folded=("Samples",),
     )
-    return [f"{run.name}: {name}" for run in runs for name, stage in run.stages.items() if stage.problem]
+    return [f"{run.name}: {name}" for run in runs for name in COMPARED if run.stages[name].problem]
 
 
 def missing(runs: Sequence[RunData]) -> Blocks:
@@ -86,10 +85,11 @@ def missing(runs: Sequence[RunData]) -> Blocks:
 
 def problems(run: RunData) -> list[Markdown]:
     """What is missing of a run. If many stages are, in one line: nobody reads twelve."""
-    unfinished = [name for name, stage in run.stages.items() if stage.problem]
-    damage = [line for stage in run.stages.values() for line in stage.damage]
+    stages = [run.stages[name] for name in COMPARED]
+    unfinished = [stage.name for stage in stages if stage.problem]
+    damage = [line for stage in stages for line in stage.damage]
     if len(unfinished) <= 2:
-        return [*(problem for stage in run.stages.values() if (problem := stage.problem)), *damage]
+        return [*(problem for stage in stages if (problem := stage.problem)), *damage]
     return [Markdown(f"{', '.join(code(name) for name in unfinished)} have not finished."), *damage]
 
 
@@ -214,18 +214,19 @@ def curve_note() -> Markdown:
 
 
 def loss_chart(runs: Sequence[RunData], training: str) -> Chart | None:
-    traces, shown = [], []
+    traces, shown, starts = [], [], {}
     for index, (name, stage) in enumerate(distinct(runs, training)):
         steps, losses = series(stage.metrics, "loss")
         if len(steps):
             smooth = running_mean(losses)
             traces.append(charts.line(*charts.thinned(tokens_at(stage, steps), smooth), name, charts.COLOURS[index % 8]))
             shown.append(charts.range_without_start(losses))
-    return over_tokens(traces, "loss (nats per token)", shown)
+            starts[name] = losses[0]
+    return over_tokens(traces, "loss (nats per token)", shown, starts)
 
 
 def bpb_chart(runs: Sequence[RunData], training: str) -> Chart | None:
-    traces, shown = [], []
+    traces, shown, starts = [], [], {}
     for index, (name, stage) in enumerate(distinct(runs, training)):
         steps, values = series(stage.metrics, "validation_bpb")
         if len(steps):
@@ -233,17 +234,23 @@ def bpb_chart(runs: Sequence[RunData], training: str) -> Chart | None:
             trace["marker"]["symbol"] = charts.SYMBOLS[index % 8]
             traces.append(trace)
             shown.append(charts.range_without_start(values))
-    return over_tokens(traces, "bits per byte", shown)
+            starts[name] = values[0]
+    return over_tokens(traces, "bits per byte", shown, starts)
 
 
-def over_tokens(traces: list[dict], title: str, shown: Sequence[tuple[float, float] | None]) -> Chart | None:
+def over_tokens(
+    traces: list[dict], title: str, shown: Sequence[tuple[float, float] | None], starts: Mapping[str, float]
+) -> Chart | None:
+    """The curves over the tokens; a note names those of `starts` that lie above the plot."""
     if not traces:
         return None
     known = [bounds for bounds in shown if bounds]
     y_range = (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(traces) else None
     chart = charts.chart(traces, y=title, y_range=y_range, height=360, hovermode="x unified")
     chart["layout"]["xaxis"]["title"] = {"text": "tokens trained on"}
-    return {**chart, "layout": {**chart["layout"], "showlegend": True}}
+    hidden = [f"{name} at {start:.3g}" for name, start in starts.items() if y_range and start > y_range[1]]
+    note = f"Start above the plot: {'; '.join(hidden)}. {charts.SEE_ALL.capitalize()}." if hidden else ""
+    return charts.noted({**chart, "layout": {**chart["layout"], "showlegend": True}}, note)
 
 
 def distinct(runs: Sequence[RunData], name: str) -> list[tuple[str, StageData]]:
@@ -439,7 +446,7 @@ def difference_blocks(runs: Sequence[RunData]) -> Blocks:
 
 def specification_table(runs: Sequence[RunData]) -> Markdown:
     rows = []
-    for name in STAGES:
+    for name in COMPARED:
         compared = {run.name: flat(run.stages[name].specification) for run in runs if run.stages[name].is_finished}
         if len(compared) < 2:
             continue
@@ -476,7 +483,7 @@ def shown(text: str | None) -> Markdown | str:
 
 def identity_table(runs: Sequence[RunData]) -> Markdown:
     rows = []
-    for name in STAGES:
+    for name in COMPARED:
         identities = [run.stages[name].identity for run in runs]
         known = [identity for identity in identities if identity]
         if known:
@@ -490,7 +497,7 @@ def identity_table(runs: Sequence[RunData]) -> Markdown:
 def machine_table(runs: Sequence[RunData]) -> Markdown:
     """Code, device, number format and versions of the stages that ran more than once and not alike."""
     found: dict[tuple[str, ...], list[str]] = {}  # a fact with its value in each run -> stages
-    for name in STAGES:
+    for name in COMPARED:
         finished = [run for run in runs if run.stages[name].is_finished]
         if len({run.stages[name].identity for run in finished}) < 2:
             continue

@@ -77,7 +77,7 @@ def chatcore_card(stages: Stages) -> Card:
 
 
 def training_figure(stages: Stages) -> Figure:
-    found = {name: charts.training_charts(stages[name].metrics, stages[name].record.get("speeds") or []) for name in TRAININGS}
+    found = {name: training_charts(stages[name]) for name in TRAININGS}
     return Figure(
         "The curves of the chosen training over its steps. Drag to zoom in, double-click to see all. Where there are more than "
         f"{charts.MAX_POINTS:,} steps, a point is the mean of several neighbouring ones, of the gradient norm the largest. The "
@@ -89,6 +89,11 @@ def training_figure(stages: Stages) -> Figure:
         {name: name for name in TRAININGS},
         choose="Which training",
     )
+
+
+def training_charts(stage: StageData) -> dict[str, charts.Chart | None]:
+    grad_clip = stage.specification.get("grad_clip") or 0.0
+    return charts.training_charts(stage.metrics, stage.record.get("speeds") or [], grad_clip=grad_clip)
 
 
 def nothing(key: str) -> str:

@@ -183,12 +183,24 @@ def training(stages: Stages, *, figure: str) -> Blocks:
             "Losses are in nats per supervised token. Each training is validated on text of its own kind (web text, then "
             "conversations), so bits per byte fall along a row and are not to be compared between rows."
         ),
+        *first_validations(trainings),
     ]
+
+
+def first_validations(trainings: Sequence[StageData]) -> Blocks:
+    """After how many steps each training was first validated, where that was not at its start."""
+    first = {stage.name: rows[0]["step"] for stage in trainings if (rows := validations(stage))}
+    found = [f"{exact(step)} of {code(name)}" for name, step in first.items() if step > 0]
+    return [Markdown(f"`first` is the first measurement, not the start: after step {', '.join(found)}.")] if found else []
+
+
+def validations(stage: StageData) -> list[dict]:
+    return [row for row in stage.metrics if row.get("validation_bpb") is not None]
 
 
 def training_row(stage: StageData) -> list[str]:
     results = stage.results
-    bpb = [row["validation_bpb"] for row in stage.metrics if row.get("validation_bpb") is not None]
+    bpb = [row["validation_bpb"] for row in validations(stage)]
     return [
         stage.name,
         exact(results.get("steps")),

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 Stages = Mapping[str, "StageData"]
 Blocks = list[Markdown]
 
+SPELLING_BEE = "spelling_bee"
 TASK_TITLES = {
     "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge",
     "mmlu": "MMLU",
     "gsm8k": "GSM8K",
     "humaneval": "HumanEval",
-    "spelling_bee": "SpellingBee",
+    SPELLING_BEE: "SpellingBee",
 }
 
 # nanochat's card of d20 (its README of October 2025; eight H100, 3 h 51 min). Its ChatCORE averages five tasks.
@@ -199,6 +200,14 @@ def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
         for stage in evals.values():
             row += [score(stage.results.get("chatcore", {}).get(key)), ""]
         rows.append(row)
+    notes = []
+    if SPELLING_BEE in names:
+        notes.append(
+            Markdown(
+                "SpellingBee's right answers are small numbers, often 1: an answer that always says 1 can score over a half, "
+                "so read its accuracy against that, not against 0."
+            )
+        )
     header = ["task", "kind", "items", "chance", *(cell for name in evals for cell in (name, "95 % interval"))]
     return [
         *blocks,
@@ -208,6 +217,7 @@ def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
             "A choice is right when the right letter is the likeliest of those offered; a generative task, when what the "
             "model wrote passes the task's check. An interval that contains the chance shows no more than guessing."
         ),
+        *notes,
     ]
 
 

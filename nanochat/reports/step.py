@@ -174,13 +174,22 @@ def rates(step: Mapping[str, Any]) -> Blocks:
 
 def bits_per_byte(step: Mapping[str, Any]) -> Blocks:
     bpb = step["bpb"]
+    before, after = bpb["bpb"], bpb["after"]["bpb"]
+    explanation = ""
+    if after > before:  # in the words of step.html
+        explanation = (
+            ": a finished model that takes a large step for the sake of one row forgets a little of everything else, which is "
+            "why real batches are large and why the rate falls towards the end"
+        )
+    elif after < before:
+        explanation = ": what is learned from one row helps a little with other text"
     return [
         Markdown("### Bits per byte, by hand"),
         Markdown(
             f"On {exact(bpb['num_tokens'])} tokens of a validation row the model's surprise adds up to "
             f"{score(bpb['text_nats'], 3)} nats over {exact(bpb['bytes'])} bytes of text: "
             f"{score(bpb['text_nats'], 3)} / (ln 2 × {exact(bpb['bytes'])}) = **{score(bpb['by_hand'])}** bits per byte. "
-            f"`evaluate_bpb` returns {score(bpb['bpb'])}. After the step it is {score(bpb['after']['bpb'])}."
+            f"`evaluate_bpb` returns {score(before)}. After the step it is {score(after)}{explanation}."
         ),
     ]
 

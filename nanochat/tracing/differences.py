@@ -64,19 +64,19 @@ COMPONENTS = {
         (("GPT.logits", "if self.config.soft_cap"), ("GPT.logits", "torch.tanh(")),
     ),
     "tied_head": Component(
-        "Output projection",
+        "Output projection tied to the embedding",
         "Tied, the table that turns tokens into vectors also scores the next token, which saves V x C parameters. Untied, "
         "the output projection has a matrix of its own and may learn something else.",
         (("GPT.logits", "self.lm_head(x)"), ("GPT.__init__", "self.lm_head.weight = self.wte.weight")),
     ),
     "bias": Component(
-        "Biases",
+        "Biases in linear layers",
         "Whether each matrix of a block also adds a learned constant vector. It costs few parameters, and models without it "
         "train as well.",
         (("Linear.forward", "self.bias"),),
     ),
     "norm_embedding": Component(
-        "Norm of the embedding",
+        "Norm after the embedding",
         "Whether the token vectors are normalised once as they enter the residual stream. With it every token starts with "
         "the same size, and what the blocks add is measured against that.",
         (("GPT.embed", "self.ln_emb(x)"),),

@@ -33,6 +33,7 @@ def write_forward_page(path: Path, trace: Mapping[str, Any], *, title: str) -> N
     body = template("forward.html").render(
         title=visible(title),
         models=models,
+        num_steps=len(pairs),
         files=[code_file(name, lines) for name, lines in trace["forward"]["sources"].items()],
     )
     write_page(

@@ -25,11 +25,13 @@ FOR_SCRIPT = ("tokens", "components", "muon", "adamw", "schedule", "bpb", "setti
 def write_step_page(path: Path, trace: Mapping[str, Any], *, title: str) -> None:
     """Write step.html from a whole trace, of which it shows {"step": ...}."""
     step = trace["step"]
+    num_blocks = step["config"]["n_layer"]
     body = template("step.html").render(
         title=visible(title),
         step=step,
         totals=totals(step["components"]),
-        chapters=chapters(step["code"]),
+        chapters=chapters(step["code"], num_blocks),
+        placed=lambda name: placed(name, num_blocks),
         formula=lambda latex, display=True: Markup(mathml(latex, display=display)),
         short=short,
         given=given,
@@ -41,7 +43,7 @@ def write_step_page(path: Path, trace: Mapping[str, Any], *, title: str) -> None
         path,
         title=title,
         body=body,
-        data={"step": {key: step[key] for key in FOR_SCRIPT} | {"code": events}},
+        data={"step": {key: step[key] for key in FOR_SCRIPT} | {"code": events, "num_blocks": num_blocks}},
         scripts=["step.js"],
         styles=["step.css"],
         plotly=True,
@@ -51,15 +53,15 @@ def write_step_page(path: Path, trace: Mapping[str, Any], *, title: str) -> None
 # -- the code ----------------------------------------------------------------------------------------------------------------
 
 
-def chapters(code: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def chapters(code: list[dict[str, Any]], num_blocks: int) -> dict[str, list[dict[str, Any]]]:
     """The functions by chapter, their lines in coloured segments, each with what it made."""
     found: dict[str, list[dict[str, Any]]] = {}
     for function in code:
-        found.setdefault(function["chapter"], []).append(listing(function))
+        found.setdefault(function["chapter"], []).append(listing(function, num_blocks))
     return found
 
 
-def listing(function: Mapping[str, Any]) -> dict[str, Any]:
+def listing(function: Mapping[str, Any], num_blocks: int) -> dict[str, Any]:
     events: dict[int, list[Mapping[str, Any]]] = {}
     ran: set[int] = set()
     for event in function["events"]:
@@ -69,7 +71,7 @@ def listing(function: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": function["function"],
         "file": function["file"],
-        "followed": function["followed"].removesuffix(".weight"),
+        "followed": placed(function["followed"], num_blocks),
         "rows": [
             {
                 "line": number,
@@ -123,6 +125,14 @@ def size(tensor: Mapping[str, Any]) -> str:
 def is_spread(value: Mapping[str, Any]) -> bool:
     """Whether mean and spread say anything of a tensor: token ids and marks have none."""
     return "mean" in value and "numbers" not in value and str(value["dtype"]).startswith(("float", "bfloat"))
+
+
+def placed(name: str, num_blocks: int) -> str:
+    """A parameter as the forward page counts blocks, from 1: "attn.c_q, block 3 of 4 (blocks.2)"; "wte" outside of them."""
+    parts = name.removesuffix(".weight").split(".")
+    if parts[0] != "blocks":
+        return ".".join(parts)
+    return f"{'.'.join(parts[2:])}, block {int(parts[1]) + 1} of {num_blocks} (blocks.{parts[1]})"
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------------

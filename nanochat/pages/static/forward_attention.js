@@ -37,6 +37,14 @@ function habit(weights, T) {
   return share >= 0.35 ? `${name} ${percent(share)}` : "spread out";
 }
 
+// Where a head looks most from one token
+function favourite(model, weights, query) {
+  const T = model.tokens.length;
+  const row = [...weights.slice(query * T, (query + 1) * T)];
+  const share = Math.max(...row);
+  return [...spelled(model.tokens[row.indexOf(share)].text), ` ${percent(share)}`];
+}
+
 function showLayer(layer) {
   looking.layer = clamp(layer, 0, Math.max(...models.map((model) => model.numLayers)) - 1);
   drawAttention();
@@ -94,7 +102,8 @@ function drawHeads(model) {
     box.querySelectorAll(".fw-heads button")[wanted].focus();
   };
   const heads = entry.decoded.map((weights, index) => el("button", { type: "button", "aria-pressed": String(index === head), title: `Head ${index + 1} in large`, onclick: () => choose(index) },
-    attentionPicture(weights, T, entry.is_causal, { "aria-hidden": "true" }), el("span", {}, `head ${index + 1}`), el("small", {}, habit(weights, T))));
+    attentionPicture(weights, T, entry.is_causal, { "aria-hidden": "true" }), el("span", {}, `head ${index + 1}`), el("small", {}, habit(weights, T)),
+    el("small", { class: "fw-last" }, "last token: ", favourite(model, weights, T - 1))));
   const large = el("div", { class: "fw-large" });
   box.replaceChildren(el("div", { class: "fw-heads", role: "group", "aria-label": "Heads" }, heads), large);
   drawHead(model, entry, head, large);

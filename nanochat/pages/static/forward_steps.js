@@ -251,7 +251,7 @@ function absence() {
   const textOf = (file, line) => lineOf(file, line)?.querySelector("code").textContent ?? "";
   const passed = [[step.function, step.code], ...step.callers.map(([call, line]) => [nameOfCall(model, call), textOf(model.functions[nameOfCall(model, call)]?.file, line)])];
   const reason = differences.find((difference) => difference.places.some((place) => passed.some(([name, code]) => name === place.function && code.includes(place.code))));
-  return el("p", { class: "fw-absent" }, "does not run this line", reason ? [": ", el("a", { href: "#differences" }, reason.title.toLowerCase()), " differ"] : "", ".");
+  return el("p", { class: "fw-absent" }, "does not run this line", reason ? [": the two differ in ", el("a", { href: "#differences" }, reason.title.toLowerCase())] : "", ".");
 }
 
 function modelValues(model) {

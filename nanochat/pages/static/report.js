@@ -11,6 +11,8 @@
     for (const element of figure.querySelectorAll("[data-plot]")) {
       const found = charts[element.dataset.plot];
       const chart = found?.variants ? found.variants[pressed?.dataset.variant] : found;
+      element.parentElement.querySelector(".plot-note")?.remove();
+      if (chart?.note) element.after(page.el("p", { class: "plot-note" }, chart.note));
       if (chart?.traces) page.plot(element, chart.traces, phone.matches ? narrow(chart.layout) : chart.layout);
       else element.replaceChildren(page.el("p", { class: "plot-empty" }, found?.empty ?? "Nothing to show yet."));
     }

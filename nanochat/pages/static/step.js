@@ -22,6 +22,10 @@
 
   const percent = (share) => (share < 0.001 ? `${short(100 * share, 2)} %` : `${(100 * share).toFixed(1)} %`);
   const plain = (name) => name.replace(/\.weight$/, "");
+  // Blocks are counted from 1, as on the forward page; the code counts from 0
+  const blockName = (block) => `block ${block + 1} of ${step.num_blocks} (blocks.${block})`;
+  // As in step_page.py: attn.c_q, block 3 of 4 (blocks.2)
+  const placed = (name) => plain(name).replace(/^blocks\.(\d+)\.(.+)$/, (_, block, inside) => `${inside}, ${blockName(Number(block))}`);
 
   // -- a text whose tokens have colours ----------------------------------------------------------------------------------------
 
@@ -188,16 +192,16 @@
     const blocks = [...new Set(step.components.filter((c) => c.block !== null).map((c) => c.block))];
     const outside = step.components.filter((c) => c.block === null);
     const isBefore = (c) => ["wte", "wpe", "ln_emb"].includes(c.name);
-    const names = [...outside.filter(isBefore).map((c) => c.name), ...blocks.map((b) => `block ${b}`), ...outside.filter((c) => !isBefore(c)).map((c) => c.name)];
+    const names = [...outside.filter(isBefore).map((c) => c.name), ...blocks.map((b) => `block ${b + 1}`), ...outside.filter((c) => !isBefore(c)).map((c) => c.name)];
     const factor = isPercent ? 100 : 1;
     const value = (c) => (c[key] > 0 ? factor * c[key] : null); // a logarithmic axis has no zero
-    const hover = `%{x}, %{fullData.name}: %{y:.3~g}${isPercent ? " %" : ""}<extra></extra>`;
+    const hover = `%{text}: %{y:.3~g}${isPercent ? " %" : ""}<extra></extra>`;
     const symbols = ["circle", "square", "diamond", "circle-open", "square-open", "diamond-open"];
     const traces = kinds.map((kind, index) => {
       const own = step.components.filter((c) => c.kind === kind && c.block !== null);
-      return { name: kind, x: own.map((c) => `block ${c.block}`), y: own.map(value), mode: "lines+markers", marker: { symbol: symbols[index % 6], size: 8, color: `--plot-${(index % 8) + 1}` }, line: { color: `--plot-${(index % 8) + 1}`, width: 1.5 }, hovertemplate: hover };
+      return { name: kind, x: own.map((c) => `block ${c.block + 1}`), y: own.map(value), text: own.map((c) => placed(c.name)), mode: "lines+markers", marker: { symbol: symbols[index % 6], size: 8, color: `--plot-${(index % 8) + 1}` }, line: { color: `--plot-${(index % 8) + 1}`, width: 1.5 }, hovertemplate: hover };
     });
-    traces.push({ name: "outside of the blocks", x: outside.map((c) => c.name), y: outside.map(value), mode: "markers", marker: { color: "--fg", size: 11 }, hovertemplate: hover.replace(", %{fullData.name}", "") });
+    traces.push({ name: "outside of the blocks", x: outside.map((c) => c.name), y: outside.map(value), text: outside.map((c) => c.name), mode: "markers", marker: { color: "--fg", size: 11 }, hovertemplate: hover });
     const values = step.components.map(value);
     return [traces, {
       height: 340,
@@ -220,7 +224,7 @@
   // -- Muon ----------------------------------------------------------------------------------------------------------------------
 
   function showMuon() {
-    choice(byId("muon-choice"), step.muon.map((matrix) => plain(matrix.name)), (index) => {
+    choice(byId("muon-choice"), step.muon.map((matrix) => placed(matrix.name)), (index) => {
       const matrix = step.muon[index];
       const count = Math.min(...matrix.shape);
       const carriedBy = (name) => `Carried by ${short(matrix.stages.find((stage) => stage.stage === name).directions, 2)} of ${count} directions.`;
@@ -246,7 +250,7 @@
         xaxis: { title: { text: "singular values, from the largest to the smallest" } },
         yaxis: { type: "log", title: { text: "singular value" }, exponentformat: "power", dtick: 1, range: [-4, 0.4] },
       });
-      byId("muon-caption").textContent = `All ${count} singular values of ${plain(matrix.name)}, gradient and look-ahead divided by their lengths. ` +
+      byId("muon-caption").textContent = `All ${count} singular values of ${placed(matrix.name)}: gradient and look-ahead divided by their lengths. ` +
         "Each round lifts the small ones and leaves the large ones near 1.";
     });
   }
