@@ -5,9 +5,9 @@
 Then open the address that it prints. Ctrl-C ends it. It listens on this machine only, unless --host says otherwise; how to
 reach it on a GPU node, and what it guards against, is told in docs/chat.md and docs/ptolemy.md.
 
-A key is asked for where others could reach the server: on another --host, and inside a SLURM job or over ssh, where other people
-may share the machine. --key none does without, --key auto asks for one anywhere. It is new at every start and part of the
-printed address.
+A key is asked for where others could reach the server: on another --host, and inside a SLURM job or over ssh, where other
+people may share the machine. --key none does without, --key auto asks for one anywhere. It is new at every start and part of
+the printed address.
 """
 
 import argparse

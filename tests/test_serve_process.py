@@ -187,7 +187,8 @@ def test_many_connections_do_not_keep_others_out(server):
 def test_nonsense_is_refused(server, sent, status):
     with connect(server) as connection:
         connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it may have hung up already
+            connection.shutdown(socket.SHUT_WR)
         assert b" " + status + b" " in read_all(connection).split(b"\r\n", 1)[0]
     assert answered(server)
 
