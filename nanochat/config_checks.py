@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat.catalogue import Catalogue
 from nanochat.runs import Run
-from nanochat.sections import Finetune, Part, Training
+from nanochat.sections import MAX_PROMPT_TOKENS, Finetune, Part, Training
 from nanochat.specifications import GENERATED_SPLITS, SPLITS, gpt_config, part_source, sources_needed
 from nanochat.strict_yaml import Place, readable, suggest
 
@@ -144,16 +144,13 @@ def chat_eval_problems(run: Run, catalogue: Catalogue) -> Iterator[Problem]:
             yield ("chat_eval", "tasks"), f"needs a file that is not there: {catalogue.unknown(source)}"
 
 
-LONGEST_PROMPT = 128  # tokens; a test keeps it equal to nanochat.tracing.forward.MAX_TOKENS
-
-
 def trace_problems(run: Run, runs: Mapping[str, Run], names: Collection[str]) -> Iterator[Problem]:
     """What is wrong with a trace, and with the run that stands beside it; `names` has those runs, too, that are broken."""
     trace = run.settings.trace
     name, place = trace.beside, ("trace", "beside")
     if not trace.prompt.strip():
         yield ("trace", "prompt"), "says nothing; it takes a text to follow through the model"
-    limit = min(LONGEST_PROMPT, run.settings.tokens.sequence_len)
+    limit = min(MAX_PROMPT_TOKENS, run.settings.tokens.sequence_len)
     if len(trace.prompt.split()) >= limit:  # a word is a token at least, and one more begins the text
         yield (
             ("trace", "prompt"),

@@ -187,10 +187,13 @@ class ChatEval(Section):
     seed: int = key(42, "seed of the sampling", ge=0)
 
 
+MAX_PROMPT_TOKENS = 128  # that a trace shows line by line
+
+
 class Trace(Section):
     """One prompt through the model, every line of it, and one step of its training, for people to look at."""
 
-    prompt: str = key("The capital of France is", "text to follow through the model, of at most 128 tokens")
+    prompt: str = key("The capital of France is", f"text to follow through the model, of at most {MAX_PROMPT_TOKENS} tokens")
     model: Literal["base_train", "mid_train", "sft"] = key("base_train", "the training whose model is traced")
     beside: str | None = key(
         None, "run whose model of that training stands beside it; empty = the other preset at these sizes, untrained"

@@ -13,13 +13,14 @@ import pytest
 import torch
 from small_models import PRESETS, random_model, small_tokenizer
 
-from nanochat import config_checks, engine, gpt
+from nanochat import engine, gpt
 from nanochat import tokenizer as tokenizer_module
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.reports.forward import blocks
+from nanochat.sections import MAX_PROMPT_TOKENS
 from nanochat.tracing.differences import COMPONENTS, differences
-from nanochat.tracing.forward import MAX_TOKENS, counterpart, nearest_preset, pieces, trace_forward, untrained, written_out
+from nanochat.tracing.forward import counterpart, nearest_preset, pieces, trace_forward, untrained, written_out
 from nanochat.tracing.lines import LineRecorder, read_source
 from nanochat.tracing.pictures import attention_triangle, furthest, picture, summary
 
@@ -341,7 +342,7 @@ def test_an_empty_prompt_is_refused(tokenizer, prompt):
 
 
 def test_a_long_prompt_is_refused_by_its_number_of_tokens(tokenizer):
-    with pytest.raises(UserError, match=rf"the prompt .* has 201 tokens, and at most {MAX_TOKENS} can be shown"):
+    with pytest.raises(UserError, match=rf"the prompt has 201 tokens, and at most {MAX_PROMPT_TOKENS} can be shown"):
         trace_forward(random_model(), tokenizer, "é" * 100, name="x", is_chat=False)
     with pytest.raises(UserError, match="at most 16 can be shown"):
         trace_forward(random_model("textbook", sequence_len=16), tokenizer, "0 1 2 3 4 5 6 7 8 9", name="x", is_chat=False)
@@ -463,7 +464,3 @@ def test_the_reports_section_names_what_a_trace_lacks(traces):
     assert blocks({}) == ["The trace holds no forward pass."]
     without = {key: value for key, value in forward.items() if key != "lens"}
     assert any("does not tell all about `lens`" in block for block in blocks({"forward": without}))
-
-
-def test_the_configuration_refuses_what_the_trace_would():
-    assert config_checks.LONGEST_PROMPT == MAX_TOKENS

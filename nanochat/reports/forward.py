@@ -25,9 +25,10 @@ def blocks(trace: Mapping[str, Any]) -> Blocks:
 
 
 def shown(key: str, part: Callable[[Mapping[str, Any]], Blocks], source: Mapping[str, Any]) -> Blocks:
+    """A part of a section, or that this trace, which another version made, does not tell enough for it."""
     try:
         return part(source)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # a trace that another version made
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         return [Markdown(f"This trace does not tell all about {code(key)}; make it again to see it here.")]
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nanochat.reports.forward import shown
 from nanochat.text import Markdown, code, exact, inline, percent, score, table
 
 Blocks = list[Markdown]
@@ -24,14 +25,7 @@ def blocks(trace: Mapping[str, Any]) -> Blocks:
         "schedule": rates,
         "bpb": bits_per_byte,
     }
-    return [block for key, part in parts.items() for block in shown(step, key, part)]
-
-
-def shown(step: Mapping[str, Any], key: str, part: Callable[[Mapping[str, Any]], Blocks]) -> Blocks:
-    try:
-        return part(step)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # a trace that another version made
-        return [Markdown(f"This trace does not tell all about {code(key)}; make it again to see it here.")]
+    return [block for key, part in parts.items() for block in shown(key, part, step)]
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------------

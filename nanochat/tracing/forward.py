@@ -13,7 +13,7 @@ only what is noted of the values they make. The model is computed in float32 on 
     lens                       the likeliest next tokens after each block: the stream, unembedded as if it were the last
     choice                     how the last line's scores become a token
 
-Covered: any prompt of 1 to 128 tokens (MAX_TOKENS).
+Covered: any prompt of 1 to 128 tokens (MAX_PROMPT_TOKENS).
 Not covered: fused attention and the cache of keys and values, which give the same numbers up to rounding.
 """
 
@@ -35,12 +35,12 @@ from nanochat import tokenizer as tokenizer_module
 from nanochat.batching import context_limit
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.sections import MAX_PROMPT_TOKENS
 from nanochat.text import visible
 from nanochat.tokenizer import Tokenizer, clean_text
 from nanochat.tracing.lines import Line, LineRecorder, Source, read_source
 from nanochat.tracing.pictures import attention_triangle, encode, number, picture, summary
 
-MAX_TOKENS = 128
 MANY = 512  # tokens times blocks, from which on pictures are smaller
 TOP = 10  # likeliest tokens kept after each block
 # how the next token is drawn: as in a chat, with a draw that is always the same
@@ -56,7 +56,7 @@ def trace_forward(
     """Everything that happens between the prompt and the next token, as plain JSON.
 
     `name` is what pages call the model; `is_chat` puts the prompt into a conversation, as `nanochat.chat` does; `is_trained`
-    tells pages whether the numbers mean anything. UserError for an empty prompt and for one of more than MAX_TOKENS tokens.
+    tells pages whether the numbers mean anything. UserError for an empty prompt, and for more than MAX_PROMPT_TOKENS tokens.
     """
     traced = written_out(model)
     ids = encode_prompt(tokenizer, prompt, is_chat)
@@ -136,12 +136,12 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, is_chat: bool) -> list[int]
 
 
 def check_length(ids: Sequence[int], config: GPTConfig) -> None:
-    limit = min(MAX_TOKENS, context_limit(config))
+    limit = min(MAX_PROMPT_TOKENS, context_limit(config))
     if len(ids) > limit:
-        model = "" if limit == MAX_TOKENS else f" (the {nearest_preset(config)} model has no more positions)"
+        model = "" if limit == MAX_PROMPT_TOKENS else f" (the {nearest_preset(config)} model has no more positions)"
         raise UserError(
-            f"the prompt (trace.prompt in the configuration) has {len(ids)} tokens, and at most {limit} can be shown line by "
-            f"line{model}. Shorten the prompt"
+            f"the prompt has {len(ids)} tokens, and at most {limit} can be shown line by line{model}. Shorten it (in a "
+            "configuration: trace.prompt)"
         )
 
 
@@ -234,7 +234,7 @@ class Recording:
         entry = summary(tensor)
         if letters:
             entry["letters"] = letters
-        are_ids = tensor.dtype == torch.int64 and tensor.numel() <= MAX_TOKENS
+        are_ids = tensor.dtype == torch.int64 and tensor.numel() <= MAX_PROMPT_TOKENS
         if tensor.numel() <= 16 or are_ids:
             entry["items"] = [number(float(item)) for item in tensor.flatten().tolist()]
         elif is_drawn and (drawn := picture(tensor, self.num_tokens, letters, is_small=self.are_many)):
@@ -286,7 +286,7 @@ def describe_plain(value: object, modules: dict[int, str]) -> dict[str, Any]:
     if isinstance(value, nn.Module):
         return {"type": type(value).__name__, "text": modules.get(id(value), type(value).__name__)}
     entry: dict[str, Any] = {"type": type(value).__name__}
-    if isinstance(value, list) and value and all(type(item) is int for item in value) and len(value) <= 2 * MAX_TOKENS:
+    if isinstance(value, list) and value and all(type(item) is int for item in value) and len(value) <= 2 * MAX_PROMPT_TOKENS:
         entry["ids"] = list(value)  # a copy: the next line may append to it
     text = visible(repr(value))
     return entry | {"text": text if len(text) <= 400 else text[:399] + "…"}
