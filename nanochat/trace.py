@@ -85,23 +85,21 @@ def make_trace(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(no_model_message(folder))
     is_chat = "start_from" in open_verified(options.folder / MANIFEST).inputs  # mid_train and sft
     # imported late: a wrong path is told at once, not after the seconds that PyTorch takes
+    from nanochat.tracing.beside import trace_counterpart, trace_trained
     from nanochat.tracing.differences import differences
-    from nanochat.tracing.forward import counterpart, nearest_preset, trace_forward, untrained
+    from nanochat.tracing.forward import trace_forward
 
     model, tokenizer = load(options.folder)
-    config = model.config
-    forward = trace_forward(model, tokenizer, options.prompt, name=name_of(options.folder), is_chat=is_chat)
+    config, prompt = model.config, options.prompt
+    forward = trace_forward(model, tokenizer, prompt, name=name_of(options.folder), is_chat=is_chat)
     del model  # two of d20 would be 4.5 GB
-    beside, other = None, config
-    if options.beside is None:
-        other = counterpart(config)
-        name = f"{nearest_preset(other)}, untrained"
-        beside = trace_forward(untrained(other), tokenizer, options.prompt, name=name, is_chat=is_chat, is_trained=False)
-    elif beside_folder:
-        model, tokenizer = load(beside_folder)
-        other = model.config
-        beside = trace_forward(model, tokenizer, options.prompt, name=name_of(beside_folder), is_chat=is_chat)
-    return {"forward": forward, "beside": beside, "differences": differences(config.as_dict(), other.as_dict())}
+    beside = None
+    if beside_folder:
+        beside = trace_trained(beside_folder, config, prompt, name=name_of(beside_folder), is_chat=is_chat)
+    elif options.beside is None:
+        beside = trace_counterpart(config, tokenizer, prompt, is_chat=is_chat)
+    different = differences(config.as_dict(), beside["config"]) if beside else []
+    return {"forward": forward, "beside": beside, "differences": different}
 
 
 def load(folder: Path) -> "tuple[GPT, Tokenizer]":

@@ -362,7 +362,7 @@ def test_the_program_writes_page_and_numbers_and_prints_a_table(models, tmp_path
     assert printed.rstrip().endswith(str(tmp_path / "out/forward.html"))
     trace = json.loads((tmp_path / "out/trace.json").read_text())
     assert trace["forward"]["name"] == "tiny/base_train"
-    assert (trace["beside"]["name"], trace["beside"]["is_trained"]) == ("textbook, untrained", False)
+    assert (trace["beside"]["name"], trace["beside"]["is_trained"]) == ("textbook", False)
     assert (tmp_path / "out/forward.html").stat().st_size > 100_000
 
 
@@ -455,3 +455,10 @@ def test_the_program_runs_as_a_module(models, tmp_path):
     done = subprocess.run([*command, "--beside", "none"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "forward.html" in done.stdout
+
+
+def test_a_model_with_another_vocabulary_does_not_stand_beside(models, tmp_path, capsys):
+    publish_model(tmp_path / "large/base_train", random_model(vocab_size=310))
+    arguments = ["-p", PROMPT, "-o", str(tmp_path), "--beside", str(tmp_path / "large/base_train")]
+    assert main([str(models / "tiny/base_train"), *arguments]) == 1
+    assert "large/base_train has a vocabulary of 310 tokens" in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_another_run_stands_beside_it(trace):
 
 
 def test_a_run_with_another_vocabulary_is_refused(trace):
-    with pytest.raises(UserError, match=r"trace\.beside is larger, with a vocabulary of 310 tokens, and tiny has 300"):
+    with pytest.raises(UserError, match="larger has a vocabulary of 310 tokens, and the model that it is to stand beside 300"):
         trace(beside="larger")
 
 
@@ -151,5 +151,5 @@ def test_a_chat_model_is_asked_in_a_conversation(trace):
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_in_words(trace):
-    with pytest.raises(UserError, match="Shorten the prompt"):
+    with pytest.raises(UserError, match="at most 128 can be shown line by line. Shorten it"):
         trace(prompt="word " * 300)

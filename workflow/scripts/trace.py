@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat.errors import UserError
 from nanochat.manifest import open_verified, read_json_lines, write_json
 from nanochat.stage import Stage, log, run_program, stage_parser
 
@@ -64,7 +63,7 @@ def make_trace(args) -> dict[str, Any]:
 
     log.info(f"{specification['prompt']!r} goes through {training} of {args.run}")
     forward = trace_forward(model, tokenizer, specification["prompt"], name=args.run, is_chat=training != "base_train")
-    beside = trace_beside(args, model.config, tokenizer, other)
+    beside = trace_beside(args, model.config, tokenizer)
     log.info(f"one step of {training}, on {num_tokens} tokens")
     step = trace_step(
         model,
@@ -85,25 +84,16 @@ def make_trace(args) -> dict[str, Any]:
     }
 
 
-def trace_beside(args, config: GPTConfig, tokenizer: Tokenizer, other: GPTConfig) -> dict[str, Any]:
+def trace_beside(args, config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The same prompt through what stands beside: another run's model, or the other preset at these sizes, untrained."""
-    from nanochat.checkpoint import load_model
-    from nanochat.tracing.forward import nearest_preset, trace_forward, untrained
+    from nanochat.tracing.beside import trace_counterpart, trace_trained
 
-    specification, is_trained = args.specification, args.beside is not None
-    if is_trained:
-        name = specification["beside"]
-        model, tokenizer = load_model(args.beside.parent, dtype="float32")
-        if model.config.vocab_size != config.vocab_size:
-            raise UserError(
-                f"trace.beside is {name}, with a vocabulary of {model.config.vocab_size:,} tokens, and {args.run} has "
-                f"{config.vocab_size:,}: models stand beside each other only with equally many"
-            )
-    else:
-        name, model = nearest_preset(other), untrained(other)
-    log.info(f"beside it: {name}{'' if is_trained else ', untrained'}")
-    is_chat = specification["model"] != "base_train"
-    return trace_forward(model, tokenizer, specification["prompt"], name=name, is_chat=is_chat, is_trained=is_trained)
+    specification = args.specification
+    prompt, is_chat = specification["prompt"], specification["model"] != "base_train"
+    log.info(f"beside it: {specification['beside'] if args.beside else 'the other preset, untrained'}")
+    if args.beside:
+        return trace_trained(args.beside.parent, config, prompt, name=specification["beside"], is_chat=is_chat)
+    return trace_counterpart(config, tokenizer, prompt, is_chat=is_chat)
 
 
 def headlines(trace: dict[str, Any]) -> dict[str, Any]:
