@@ -151,5 +151,5 @@ def test_a_chat_model_is_asked_in_a_conversation(trace):
 
 
 def test_a_prompt_of_too_many_tokens_is_refused_in_words(trace):
-    with pytest.raises(UserError, match="at most 128 can be shown line by line. Shorten it"):
+    with pytest.raises(UserError, match="at most 128 can be shown line by line"):
         trace(prompt="word " * 300)
