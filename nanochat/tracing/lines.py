@@ -143,7 +143,7 @@ class LineRecorder:
             instruction = instruction_of(frame)
             if instruction.startswith("RETURN"):
                 self._finish(frame, running, None, {RETURN: argument})
-            if not instruction.startswith("YIELD"):  # returned, or left by an exception
+            if not instruction.startswith(("YIELD", "RESUME")):  # returned, or left by an exception (3.13 waits behind a yield)
                 del self.frames[frame]
         return self._on_event
 
