@@ -6,15 +6,18 @@ A stage is a folder with two small JSON files beside its data:
                     results. The same work gives the same bytes. Written last: without it, the folder exists for nobody.
     record.json     how it was made: times, host, versions, and a copy of the manifest. Nothing hashes it.
 
+Both are sealed: they end in a digest of themselves, so that one flipped bit in them shows, too.
+
 A downloaded file has the same pair under its own name: `words.txt`, `words.txt.manifest.json`, `words.txt.record.json`.
 
 Covered: a process killed at any point leaves the old state, the new one, or files that no manifest names; a damaged, truncated
-or exchanged file is refused when it is opened. Not covered: somebody who changes a file and its manifest together.
+or exchanged file is refused when it is opened. Not covered: somebody who changes a file and its manifest, digest and all.
 """
 
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.storage import storage_errors
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 RECORD = "record.json"
+DIGEST = "digest"
 
 
 def publish(
@@ -42,14 +47,16 @@ def publish(
     `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published). `results` must
     not vary from run to run; what does goes to `record`.
     """
-    content = {
-        "format": FORMAT,
-        "specification": dict(specification),
-        "inputs": {name: identity(path) for name, path in inputs.items()},
-        "files": {name: describe(manifest.parent / name) for name in files},
-        "results": dict(results),
-    }
-    write_json(record_path(manifest), {**record, "manifest": content})
+    content = sealed(
+        {
+            "format": FORMAT,
+            "specification": dict(specification),
+            "inputs": {name: identity(path) for name, path in inputs.items()},
+            "files": {name: describe(manifest.parent / name) for name in files},
+            "results": dict(results),
+        }
+    )
+    write_json(record_path(manifest), sealed({**record, "manifest": content}))
     write_json(manifest, content)
 
 
@@ -59,10 +66,7 @@ def republish(manifest: Path, *, specification: Mapping[str, Any], inputs: Mappi
     Snakemake deletes a declared output before it starts a job, and starts a job again when its own bookkeeping is lost. The
     record survives both.
     """
-    try:
-        content = json.loads(record_path(manifest).read_text())["manifest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    content = read_record(manifest).get("manifest", {})
     wanted = {"specification": dict(specification), "inputs": {name: identity(path) for name, path in inputs.items()}}
     if content.get("format") != FORMAT or any(content.get(key) != value for key, value in wanted.items()):
         return False
@@ -101,8 +105,8 @@ class Artefact:
         return json.loads(self.path(name).read_text())
 
     def record(self) -> dict:
-        """How it was made. Empty if the record is gone: nothing depends on it."""
-        return read_json_object(record_path(self.manifest))
+        """How it was made. Empty if the record is gone or damaged: nothing depends on it."""
+        return read_record(self.manifest)
 
 
 def open_verified(manifest: Path) -> Artefact:
@@ -115,7 +119,12 @@ def open_verified(manifest: Path) -> Artefact:
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
-            raise UserError(f"{manifest}: has format {content['format']}, and this version reads {FORMAT}")
+            raise UserError(
+                f"{manifest}: has format {content['format']}, and this version reads {FORMAT}. Use the version that made it, "
+                f"or have it made again: python -m nanochat.verify --repair {manifest.parent}"
+            )
+        if not is_sealed(content, text):
+            raise ValueError
         return Artefact(
             manifest=manifest,
             specification=content["specification"],
@@ -126,7 +135,8 @@ def open_verified(manifest: Path) -> Artefact:
         )
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{manifest}: is not a manifest. To have it made again, run: python -m nanochat.verify --repair {manifest.parent}"
+            f"{manifest}: is damaged, or no manifest. To have it made again, run: python -m nanochat.verify --repair "
+            f"{manifest.parent}"
         ) from None
 
 
@@ -137,6 +147,34 @@ def identity(path: Path) -> str:
 
 def record_path(manifest: Path) -> Path:
     return manifest.with_name(manifest.name.removesuffix(MANIFEST) + RECORD)
+
+
+def read_record(manifest: Path) -> dict[str, Any]:
+    """The record beside a manifest; {} if it is gone or damaged."""
+    try:
+        text = record_path(manifest).read_bytes()
+        record = json.loads(text)
+        return record if is_sealed(record, text) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with a digest of itself, which `is_sealed` looks at."""
+    as_read = json.loads(as_json(content))  # numbers as keys become text, and are sorted as such
+    return {**as_read, DIGEST: digest_of(as_read)}
+
+
+def is_sealed(content: Any, text: bytes) -> bool:
+    """Whether `text`, read as `content`, is to the byte what was written."""
+    if not isinstance(content, dict):
+        return False
+    body = {key: value for key, value in content.items() if key != DIGEST}
+    return content.get(DIGEST) == digest_of(body) and as_json(content).encode() == text
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(as_json(content).encode()).hexdigest()
 
 
 def describe(path: Path) -> dict:
@@ -165,13 +203,21 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_whole_text(path, as_json(content))
+
+
+def as_json(content: Any) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_json_lines(path: Path, rows: Sequence[Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_whole_text(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+
+
+def write_whole_text(path: Path, text: str) -> None:
+    content = text.encode()
+    with atomic_path(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -188,16 +234,20 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends, and vanishes when it fails."""
+def atomic_path(path: Path, *, size: int | None = None) -> Iterator[Path]:
+    """A temporary path in the same folder that becomes `path` when the block ends, and vanishes when it fails.
+
+    StorageError if it cannot be written; `size`, its bytes, if they are known, is for the message of a full disk.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{platform.node()}-{os.getpid()}")
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with storage_errors(path, needed=size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

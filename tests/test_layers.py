@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
     "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
     "config_docs", "catalogue", "schedule", "manifest", "stage", "verify", "accuracy", "progress", "partial",
-    "downloads", "jobs", "planning", "watch", "watching", "pages", "text",
+    "downloads", "jobs", "planning", "watch", "watching", "pages", "text", "storage",
 }  # fmt: skip
 LAYERS = [
     PLAIN,

@@ -70,12 +70,46 @@ def test_a_damaged_file_is_refused_with_a_command_that_helps(tmp_path, kind):
     assert "python -m nanochat.verify --repair" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '{"format": 2}', "\x00\xff"])
 def test_a_damaged_manifest_is_refused(tmp_path, text):
     manifest = make(tmp_path)
     manifest.write_text(text)
-    with pytest.raises(UserError, match="is not a manifest"):
+    with pytest.raises(UserError, match="is damaged, or no manifest"):
         open_verified(manifest)
+
+
+def flip_each_bit(path):
+    """Flip every bit of a file in its turn; when asked for the next, the file is as it was."""
+    content = path.read_bytes()
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        yield position
+    path.write_bytes(content)
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused_with_a_command_that_helps(tmp_path):
+    manifest = make(tmp_path)
+    for _ in flip_each_bit(manifest):
+        with pytest.raises(UserError, match=r"nanochat\.verify --repair"):
+            open_verified(manifest)
+    open_verified(manifest)
+
+
+def test_a_record_with_a_flipped_bit_says_nothing_and_publishes_nothing(tmp_path):
+    manifest = make(tmp_path)
+    artefact = open_verified(manifest)
+    manifest.unlink()
+    for _ in flip_each_bit(tmp_path / "record.json"):
+        assert artefact.record() == {}
+        assert not republish(manifest, specification={"seed": 1}, inputs={})
+    assert republish(manifest, specification={"seed": 1}, inputs={})
+
+
+def test_numbers_as_keys_are_published_as_the_text_that_json_makes_of_them(tmp_path):
+    publish(tmp_path / "manifest.json", specification={}, inputs={}, files=[], results={2: "b", 10: "a"}, record={})
+    assert open_verified(tmp_path / "manifest.json").results == {"2": "b", "10": "a"}
 
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path):

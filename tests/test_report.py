@@ -299,7 +299,7 @@ def test_damaged_manifest_is_named(run):
     run.manifests["base_eval"].write_text("{")
     text = run.report()
     assert "`base_eval` cannot be read" in text
-    assert "is not a manifest" in text
+    assert "is damaged, or no manifest" in text
     assert "0.9100" in text
 
 
