@@ -7,12 +7,17 @@ VENV := .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 CORES ?= 2
+# of `make torture`
+N ?= 100
+SEED ?= 1
+ONLY ?=
+WRITE ?=
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/pip install --quiet --no-compile
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check torture bench clean
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -38,6 +43,9 @@ check: $(STAMP_DEV) ## lint, formatting, types
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 	$(BIN)/snakemake --lint --configfile config/tiny.yaml
+
+torture: $(STAMP_DEV) ## kill, damage and confuse everything N times, and count what survives: make torture N=100 [ONLY=kills]
+	PYTHONPATH=tests $(BIN)/python -m torture $(ONLY) --size $(N) --seed $(SEED) $(if $(WRITE),--write)
 
 bench: $(STAMP_DEV) ## print this machine's figures
 	$(BIN)/python benchmarks/data.py

@@ -41,6 +41,7 @@ rule all:
 
 
 onstart:
+    claim_what_is_planned()
     refuse_what_cannot_work()
     requeue_what_slurm_ended()
 

@@ -19,6 +19,7 @@ from nanochat.dataloader import Loader, PackedRows, open_rows, validation_batche
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.identities import require_same_tokenizer
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.manifest import MANIFEST, open_verified
 from nanochat.optimizer import build_optimizer
@@ -45,6 +46,8 @@ def open_run(folder: str | Path, stage: str = "base_train") -> TrainedRun:
         raise UserError(f"{folder}: there is no trained model in {stage}. `make demo` trains results/tiny in minutes")
     model, tokenizer = load_model(Path(folder) / stage, dtype="float32")
     tokens = open_verified(Path(folder) / "tokens" / "pretrain" / MANIFEST)
+    trained = open_verified(Path(folder) / stage / MANIFEST)
+    require_same_tokenizer(tokens, trained.inputs.get("tokenizer"), whose=trained.folder)
     return TrainedRun(model, tokenizer, open_rows(tokens, "train"), open_rows(tokens, "validation"))
 
 

@@ -17,7 +17,10 @@ PART_KEYS = {"task", "split", "rows", "epochs", "weight", "file", "source"}
 
 
 class Mixture(Sequence):
-    """Conversations of several tasks in shuffled order. `statistics`: a dict a part, for the report."""
+    """Conversations of several tasks in shuffled order.
+
+    `statistics`: a dict a part, for the report, with what was replaced or passed over in its file, if anything was.
+    """
 
     def __init__(self, tasks: Sequence[Task], items: Sequence[np.ndarray], statistics: list[dict[str, Any]], seed: int):
         self.tasks = tasks
@@ -63,7 +66,7 @@ def build_mixture(
     ]
     statistics = [
         {"task": task.name, "split": task.split, **named_source(part), "available": length, "rows": count,
-         "epochs": round(count / length, 4)}
+         "epochs": round(count / length, 4), **task.oddities}
         for part, task, length, count in zip(parts, tasks, available, counts, strict=True)
     ]  # fmt: skip
     return Mixture(tasks, items, statistics, seed)

@@ -6,6 +6,7 @@ The only module that reads RANK, WORLD_SIZE and LOCAL_RANK. One process is the c
 import functools
 import logging
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class Ranks:
         """The machine, for the record of a stage."""
         is_cuda = self.device.type == "cuda"
         return {"device": torch.cuda.get_device_name(self.device) if is_cuda else "cpu", "num_devices": self.world_size}
+
+    @property
+    def hardware(self) -> str:
+        """What multiplies, as far as it decides the last bits: the GPU's name, or the CPU's and its widest instructions."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
 
     def memory_bytes(self) -> int | None:
         """Memory of this rank's GPU; None on a CPU."""
@@ -122,9 +130,18 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 @functools.cache
 def cpu_has_bf16() -> bool:
     """Whether the CPU has instructions for bfloat16 products; without them they are emulated, and slower than fp32."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu_line("flags", "Features").split()))
+
+
+def cpu_name() -> str:
+    """As the kernel calls it:  AMD EPYC 9654 96-Core Processor"""
+    return cpu_line("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
+def cpu_line(*keys: str) -> str:
+    """The first line of /proc/cpuinfo that begins so; nothing where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+            return next((line for line in file if line.startswith(keys)), "")
     except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+        return ""

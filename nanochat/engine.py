@@ -174,10 +174,10 @@ class Engine:
         top_k: int | None = None,
         seed: int | str = 0,
     ) -> list[str]:
-        """Continue texts as documents, as a base model does: what follows each."""
+        """Continue texts as documents, as a base model does: what follows each, without the special tokens in it."""
         prompts = [self.tokenizer.encode(text, bos=True) for text in texts]
         answers = self.generate_batch(prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        return [self.tokenizer.decode(answer) for answer in answers]
+        return [self.tokenizer.decode(answer, skip_special=True) for answer in answers]
 
     # -- one batch -----------------------------------------------------------------------------------------------------------
 

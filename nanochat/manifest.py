@@ -17,41 +17,44 @@ or exchanged file is refused when it is opened. Not covered: somebody who change
 import hashlib
 import json
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.storage import storage_errors
+from nanochat.storage import atomic_path as atomic_path
+from nanochat.storage import sync as sync
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 RECORD = "record.json"
 DIGEST = "digest"
+IN_STAGE = "NANOCHAT_STATE"  # environment variable of programs that a launcher started
+PATIENCE_S = 30.0  # a busy login node takes that long to start the program that publishes something again
+POLL_S = 0.1
 
 
 def publish(
     manifest: Path,
     *,
     specification: Mapping[str, Any],
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Path | str],
     files: Sequence[str],
     results: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> None:
     """Make `files`, already in the manifest's folder, exist for everybody.
 
-    `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published). `results` must
-    not vary from run to run; what does goes to `record`.
+    `inputs` maps a name to the manifest of what was read (or to a plain file, for one that nobody published), or to its
+    identity when it was read. `results` must not vary from run to run; what does goes to `record`.
     """
     content = sealed(
         {
             "format": FORMAT,
             "specification": dict(specification),
-            "inputs": {name: identity(path) for name, path in inputs.items()},
+            "inputs": identities(inputs),
             "files": {name: describe(manifest.parent / name) for name in files},
             "results": dict(results),
         }
@@ -60,14 +63,14 @@ def publish(
     write_json(manifest, content)
 
 
-def republish(manifest: Path, *, specification: Mapping[str, Any], inputs: Mapping[str, Path]) -> bool:
+def republish(manifest: Path, *, specification: Mapping[str, Any], inputs: Mapping[str, Path | str]) -> bool:
     """Whether this very work was done before and its files are intact; if so, its manifest stands again.
 
     Snakemake deletes a declared output before it starts a job, and starts a job again when its own bookkeeping is lost. The
     record survives both.
     """
     content = read_record(manifest).get("manifest", {})
-    wanted = {"specification": dict(specification), "inputs": {name: identity(path) for name, path in inputs.items()}}
+    wanted = {"specification": dict(specification), "inputs": identities(inputs)}
     if content.get("format") != FORMAT or any(content.get(key) != value for key, value in wanted.items()):
         return False
     if any(difference(manifest.parent / name, described) for name, described in content["files"].items()):
@@ -105,17 +108,19 @@ class Artefact:
         return json.loads(self.path(name).read_text())
 
     def record(self) -> dict:
-        """How it was made. Empty if the record is gone or damaged: nothing depends on it."""
-        return read_record(self.manifest)
+        """How it was made. Empty if the record is gone, damaged or of something else: nothing depends on it."""
+        record = read_record(self.manifest)
+        is_own = hashlib.sha256(as_json(record.get("manifest")).encode()).hexdigest() == self.identity
+        return record if is_own else {}
 
 
 def open_verified(manifest: Path) -> Artefact:
     """Open something published. UserError if the manifest is missing or damaged, here; if a file is, when it is asked for."""
     manifest = Path(manifest)
     try:
-        text = manifest.read_bytes()
+        text = read_manifest(manifest)
     except OSError as error:
-        raise UserError(f"{manifest}: cannot be read ({error.strerror}); this stage has not finished") from None
+        raise UserError(f"{manifest}: cannot be read ({error.strerror}); this stage has not finished{away(manifest)}") from None
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
@@ -123,7 +128,7 @@ def open_verified(manifest: Path) -> Artefact:
                 f"{manifest}: has format {content['format']}, and this version reads {FORMAT}. Use the version that made it, "
                 f"or have it made again: python -m nanochat.verify --repair {manifest.parent}"
             )
-        if not is_sealed(content, text):
+        if not is_sealed(content, text) or not is_of(manifest, content["files"]):
             raise ValueError
         return Artefact(
             manifest=manifest,
@@ -138,6 +143,40 @@ def open_verified(manifest: Path) -> Artefact:
             f"{manifest}: is damaged, or no manifest. To have it made again, run: python -m nanochat.verify --repair "
             f"{manifest.parent}"
         ) from None
+
+
+def is_of(manifest: Path, files: Mapping[str, Any]) -> bool:
+    """Whether these can be its files: in its folder; of words.txt.manifest.json, words.txt and nothing else."""
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        return False
+    own = manifest.name.removesuffix(MANIFEST).removesuffix(".")
+    return not own or list(files) == [own]
+
+
+def read_manifest(manifest: Path) -> bytes:
+    """Its bytes. A stage program waits a while for one that is away, but was published: its record is there.
+
+    Its Snakemake saw it before it started the program. So another Snakemake (one that shares the folder of downloads) has taken
+    it away to have it published again, which takes seconds.
+    """
+    end = time.monotonic() + (PATIENCE_S if IN_STAGE in os.environ else 0.0)
+    while True:
+        try:
+            return manifest.read_bytes()
+        except FileNotFoundError:
+            if time.monotonic() >= end or not record_path(manifest).exists():
+                raise
+            time.sleep(POLL_S)
+
+
+def away(manifest: Path) -> str:
+    if manifest.exists() or not record_path(manifest).exists():
+        return ""
+    return ". It had: another Snakemake makes or publishes it again. Run the same command again when that one has finished"
+
+
+def identities(inputs: Mapping[str, Path | str]) -> dict[str, str]:
+    return {name: identity(found) if isinstance(found, Path) else found for name, found in inputs.items()}
 
 
 def identity(path: Path) -> str:
@@ -231,31 +270,3 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_json_lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@contextmanager
-def atomic_path(path: Path, *, size: int | None = None) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends, and vanishes when it fails.
-
-    StorageError if it cannot be written; `size`, its bytes, if they are known, is for the message of a full disk.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{platform.node()}-{os.getpid()}")
-    try:
-        with storage_errors(path, needed=size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

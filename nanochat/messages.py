@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.text import shown
 
 Conversation = Mapping[str, Any]
 Turn = tuple[str, list[tuple[str, str]]]  # role, [(kind of part, text), ...]
@@ -33,7 +34,7 @@ def check_conversation(conversation: Conversation) -> list[Turn]:
     for index in range(first, len(messages)):
         expected = "user" if (index - first) % 2 == 0 else "assistant"
         if _role(messages[index]) != expected:
-            found = f"the role {_role(messages[index])!r}" if isinstance(messages[index], Mapping) else "no message"
+            found = f"the role {shown(_role(messages[index]))}" if isinstance(messages[index], Mapping) else "no message"
             raise UserError(
                 f"conversation: message {index} has {found}, expected {expected!r} (user and assistant alternate, user "
                 "first; one system message may come before)"
@@ -68,7 +69,7 @@ def _parts(message: Conversation, index: int) -> list[tuple[str, str]]:
         if kind not in ("text", "python", "python_output") or not isinstance(text, str):
             raise UserError(
                 f'conversation: part {number} of message {index} must be {{"type": "text" | "python" | '
-                f'"python_output", "text": "..."}}, found {str(part)[:80]}'
+                f'"python_output", "text": "..."}}, found {shown(part)}'
             )
         parts.append((kind, text))
     return parts

@@ -6,9 +6,9 @@
 A task is kept whole or not at all, so a stop costs at most the task that it interrupts. Batches are always made anew from the
 whole task, so an evaluation that was interrupted any number of times ends in the same bytes as one that was not.
 
-Covered: parts of another specification, of other inputs, or of another numeric identity (device, number of ranks, dtype,
-versions: each of them changes batches or sums, and so the last digits) are removed and said; so is a part that is damaged.
-Not covered, as in trainings: a change of the code, and of the number of threads on a CPU.
+Covered: parts of another specification, of other inputs, of another generation of the code (`nanochat.identities`), or of
+another numeric identity (hardware, number of ranks, dtype, versions: each of them changes batches or sums, and so the last
+digits) are removed and said; so is a part that is damaged. Not covered, as in trainings: the number of threads on a CPU.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
+from nanochat.identities import identity_of, require_same_work
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json
 from nanochat.stage import Stage, now, versions
@@ -103,8 +104,9 @@ class Parts:
         cls, stage: Stage, ranks: Ranks, *, name: str, num_tasks: int, attempt: Attempt, machine: Mapping[str, Any]
     ) -> "Parts":
         """Those of a stage's evaluation, with all that its bytes depend on as their identity."""
-        numerics = {**machine, **versions()}
-        identity = {"specification": stage.specification, "inputs": stage.input_identities(), "numerics": numerics}
+        whole = identity_of(name.split("/")[0], stage.specification, stage.input_identities())
+        identity = {**whole, "numerics": {**machine, **versions()}}
+        require_same_work(ranks, identity)
         return cls(ranks, stage=name, num_tasks=num_tasks, attempt=attempt, identity=identity)
 
     # -- doing ---------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.jobs import offline
 from nanochat.jobs.attempt import Attempt, follow_launcher
-from nanochat.manifest import identity, open_verified, publish, republish
+from nanochat.manifest import describe, identities, open_verified, publish, read_record, republish
+from nanochat.storage import explain, make_folder, storage_errors, sweep, sync
 
 log = logging.getLogger("nanochat")
 
@@ -32,11 +33,16 @@ class Stage:
         self.specification = specification
         self.inputs = inputs
         self.started = now()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.found = self.input_identities()  # before anything of them is read
+        self.found_record = read_record(manifest)
+        with storage_errors(self.manifest):
+            make_folder(self.folder)
+            sweep(self.folder)
 
     def is_done(self) -> bool:
         """Whether the same work, from the same inputs, is in the folder already. Then it is published again, in seconds."""
-        if not republish(self.manifest, specification=self.specification, inputs=self.inputs):
+        if not republish(self.manifest, specification=self.specification, inputs=self.found):
+            self.withdraw()
             return False
         log.info(
             f"{self.folder}: same inputs, same specification, same bits: published again. To redo it, delete the folder (of a "
@@ -44,10 +50,19 @@ class Stage:
         )
         return True
 
+    def withdraw(self) -> None:
+        """Before files are replaced, take back a manifest that names them as they were: it would name some of them wrongly."""
+        if self.manifest.exists():
+            with storage_errors(self.manifest):
+                self.manifest.unlink(missing_ok=True)
+                sync(self.folder)
+
     def input_identities(self) -> dict[str, str]:
-        return {name: identity(path) for name, path in self.inputs.items()}
+        return identities(self.inputs)
 
     def publish(self, files: Sequence[str], *, results: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> None:
+        self.refuse_other_inputs()
+        self.refuse_other_bytes(files)
         finished = now()
         defaults = {
             "started": self.started.isoformat(),
@@ -60,12 +75,39 @@ class Stage:
         publish(
             self.manifest,
             specification=self.specification,
-            inputs=self.inputs,
+            inputs=self.found,
             files=files,
             results=results,
             record={**defaults, **(record or {})},
         )
         log.info(f"{self.manifest}: published")
+
+    def refuse_other_inputs(self) -> None:
+        """UserError if something was made anew while this stage read it: the manifest would name what it is not made from."""
+        there = self.input_identities()
+        if changed := [str(self.inputs[name]) for name, found in self.found.items() if there[name] != found]:
+            raise UserError(
+                f"{self.folder}: while this stage worked, another program replaced what it reads ({', '.join(changed)}), so "
+                "nothing was published. Another Snakemake, with another configuration? Run the same command again when it has "
+                "finished"
+            )
+
+    def refuse_other_bytes(self, files: Sequence[str]) -> None:
+        """UserError if somebody published this very work meanwhile, and it came out otherwise. The same bytes do no harm."""
+        record = read_record(self.manifest)
+        theirs = record.get("manifest", {})
+        wanted = {"specification": dict(self.specification), "inputs": self.found}
+        if record == self.found_record or any(theirs.get(key) != value for key, value in wanted.items()):
+            return
+        for name in files:
+            here, there = describe(self.folder / name)["sha256"], theirs["files"].get(name, {}).get("sha256")
+            if here != there:
+                self.withdraw()  # it does not fit the files any more
+                raise UserError(
+                    f"{self.folder / name}: not deterministic. {platform.node()} and {record.get('host', 'another machine')} "
+                    f"made it at once, to the same specification and from the same inputs: sha256 is {here} here and {there} "
+                    "there. Neither is kept. Let one Snakemake work here at a time, and run the same command again"
+                )
 
 
 def rule_of(stage: str) -> str:
@@ -102,6 +144,12 @@ def run_program(main: Callable[[], None]) -> None:
     except UserError as error:
         Attempt.from_environment().failed(str(error))
         sys.exit(f"error: {error}")
+    except OSError as error:
+        words = explain(error, Path(error.filename or "."))  # of a file that was written past `storage_errors`
+        if words is None:
+            raise
+        Attempt.from_environment().failed(words)
+        sys.exit(f"error: {words}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

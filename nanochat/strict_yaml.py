@@ -2,11 +2,16 @@
 
 PyYAML keeps the last of two equal keys and reads `3e-4` as text, both without a word. Here the first is an error, and the
 second is explained when it meets a key that wants a number. Problems are collected: a person sees all of them at once.
+
+Covered: brackets nested so deep that the parser would overflow its stack, aliases that stand for themselves or multiply without
+    end, objects of Python (tags), keys of other types than text, characters that YAML does not allow.
+Not covered: what the values mean; that is the model's part.
 """
 
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -15,6 +20,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nanochat.errors import UserError
+
+MAX_DEPTH = 64  # of brackets and indentation; libyaml's reader for Python ends the process at some ten thousand
+MAX_VALUES = 100_000  # with each alias counted as what it stands for
 
 Place = tuple[str | int, ...]  # ("mid_train", "mixture", 2, "task")
 
@@ -46,7 +54,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     try:
-        content = yaml.load(text, UniqueKeyLoader)
+        content = load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}{explain(error, text)}") from None
     if content is None:
@@ -54,6 +62,62 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {found(content)}; expected {what}, which is a mapping (lines of `key: value`)")
     return content
+
+
+def load(text: str) -> Any:
+    """The content of a YAML text. YAMLError also for what is nested too deep or grows out of aliases."""
+    refuse_bombs(text)
+    try:
+        return yaml.load(text, UniqueKeyLoader)
+    except ValueError as error:  # 2026-02-31, which looks like a date
+        raise yaml.YAMLError(str(error)) from None
+
+
+@dataclass
+class Size:
+    """Of a value with all that is inside it: how many values, how many levels inside each other."""
+
+    anchor: str | None = None
+    values: int = 1
+    levels: int = 0
+
+    def hold(self, inner: "Size") -> None:
+        self.values += inner.values
+        self.levels = max(self.levels, inner.levels + 1)
+
+
+def refuse_bombs(text: str) -> None:
+    """YAMLError for a text whose values, with aliases written out, are too many or too deep inside each other."""
+    known: dict[str | None, Size] = {}  # by anchor
+    around: list[Size] = []  # the values that have begun and not ended
+    for event in yaml.parse(text, UniqueKeyLoader):
+        match event:
+            case yaml.CollectionStartEvent():
+                around.append(Size(event.anchor))
+                size = Size()
+            case yaml.CollectionEndEvent():
+                size = around.pop()
+            case yaml.AliasEvent(anchor=anchor):
+                if any(value.anchor == anchor for value in around):
+                    raise bomb(event, f"*{anchor} stands inside itself")
+                size = known.get(anchor, Size())
+            case yaml.ScalarEvent():
+                size = Size(event.anchor)
+            case _:
+                continue
+        if len(around) + size.levels > MAX_DEPTH:
+            raise bomb(event, f"more than {MAX_DEPTH} levels inside each other")
+        if isinstance(event, yaml.CollectionStartEvent):
+            continue
+        known[size.anchor] = size
+        if around:
+            around[-1].hold(size)
+        if (around[-1] if around else size).values > MAX_VALUES:
+            raise bomb(event, f"more than {MAX_VALUES:,} values")
+
+
+def bomb(event: yaml.Event, problem: str) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, problem, event.start_mark)  # type: ignore[arg-type]
 
 
 class UniqueKeyLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -99,6 +99,24 @@ def visible(text: str, keep: str = "") -> str:
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
+SHOWN_CHARACTERS, SHOWN_NAMES = 80, 30
+
+
+def shown(value: object) -> str:
+    """Foreign data for a message, whatever it is: on one line, harmless on a terminal, and short."""
+    try:
+        text = visible(repr(value)[: SHOWN_CHARACTERS + 1])
+    except (RecursionError, ValueError):  # nested too deep; an integer too long to print
+        return f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Foreign names for a message: the first thirty, each short and harmless on a terminal."""
+    first = [visible(name[:SHOWN_CHARACTERS]) for name in names[:SHOWN_NAMES]]
+    return ", ".join(first) + (f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else "")
+
+
 def sign(character: str) -> str:
     code = ord(character)
     if code < 0x20:

@@ -4,7 +4,8 @@ Ids 0..255 are the single bytes, then come the merges in the order in which they
 tokens. Special ids are only ever written by `render_conversation` and by `bos=True`: a text that contains
 "<|assistant_end|>" is encoded as ordinary characters.
 
-Covered: lone surrogates (replaced by U+FFFD) and runs of any length (cut before the regex sees them, see MAX_RUN).
+Covered: lone surrogates (replaced by U+FFFD); runs of any length (cut before the regex sees them, see MAX_RUN); texts of any
+    length, in time that grows with it and in memory of a few bytes a character.
 Not covered: vocabularies over 65,536, because the token files are uint16.
 """
 
@@ -14,6 +15,7 @@ import hashlib
 import json
 import logging
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -26,6 +28,7 @@ import rustbpe
 import tiktoken
 
 from nanochat.errors import UserError
+from nanochat.jsonl import require_file
 from nanochat.messages import Conversation, Turn, check_conversation
 
 log = logging.getLogger("nanochat")
@@ -41,6 +44,10 @@ SPECIAL_TOKENS = (
     "<|output_start|>",  # what the calculator answered
     "<|output_end|>",
 )
+PART_TOKENS = {
+    "python": ("<|python_start|>", "<|python_end|>"),
+    "python_output": ("<|output_start|>", "<|output_end|>"),
+}
 
 # GPT-4's pattern, with 1 or 2 digits a token: at 65k vocabulary, 3 wastes merges on numbers
 SPLIT_PATTERN = (
@@ -55,7 +62,10 @@ FORMAT = "nanochat-bpe-1"
 # tiktoken's regex overflows its stack at 999,999 blanks in a row (a panic, not an error). Longer runs are cut here.
 MAX_RUN = 10_000
 # Python counts \x1c-\x1f as blanks, the Rust regex does not
-_LONG_RUN = re.compile(rf"[^\S\x1c-\x1f]{{{MAX_RUN}}}|[\S\x1c-\x1f]{{{MAX_RUN}}}")
+_BLANK, _OTHER = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
+# Tried where a run begins and nowhere else: tried at every character, runs just short of MAX_RUN took 14 s a megabyte
+_LONG_RUN = re.compile("|".join(f"(?<!{kind}){kind}{{{MAX_RUN},}}+" for kind in (_BLANK, _OTHER)))
+LONG_TEXT = 100_000  # characters; a shorter one is faster as a list of ids than as an array, and takes little memory anyway
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -129,12 +139,13 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
         """Read what `save` wrote. UserError, naming the file, if it is missing or not a whole tokenizer."""
+        require_file(Path(path), "the tokenizer")
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(*_check_content(content))
         except OSError as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not a tokenizer file of this project: {error}. Make it again") from error
 
     # ---- ids
@@ -189,29 +200,33 @@ class Tokenizer:
         UserError names the message that is wrong (roles must alternate, contents must be text).
         """
         ids, mask = self._render(check_conversation(conversation))
-        return ids[:max_tokens], mask[:max_tokens]
+        return ids[:max_tokens].tolist(), mask[:max_tokens].tolist()
 
-    def _render(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
-        """The ids of all turns, each between its role's two special tokens, and the loss mask."""
-        ids, mask = [self.bos_id], [0]
+    def _render(self, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (uint16) of all turns, each between its role's two special tokens, and the loss mask (uint8)."""
+        ids, mask = array("H", [self.bos_id]), bytearray(1)  # lists of numbers took five times the memory
         for role, parts in turns:
             supervised = int(role == "assistant")
-            spans = [([self.specials[f"<|{role}_start|>"]], 0)]
-            spans += [self._render_part(kind, text, supervised) for kind, text in parts]
-            spans += [([self.specials[f"<|{role}_end|>"]], supervised)]
-            for span, value in spans:
-                ids += span
-                mask += [value] * len(span)
-        return ids, mask
+            ids.append(self.specials[f"<|{role}_start|>"])
+            mask.append(0)
+            for kind, text in parts:
+                self._render_part(kind, text, ids)
+                mask += bytes([supervised if kind != "python_output" else 0]) * (len(ids) - len(mask))
+            ids.append(self.specials[f"<|{role}_end|>"])
+            mask.append(supervised)
+        return np.frombuffer(ids, dtype=np.uint16), np.frombuffer(mask, dtype=np.uint8)
 
-    def _render_part(self, kind: str, text: str, supervised: int) -> tuple[list[int], int]:
-        """The ids of a piece of a message: text, a call of the calculator, or its answer; and whether the loss counts it."""
-        ids = self.encode(text)
-        if kind == "python":
-            return [self.specials["<|python_start|>"], *ids, self.specials["<|python_end|>"]], supervised
-        if kind == "python_output":
-            return [self.specials["<|output_start|>"], *ids, self.specials["<|output_end|>"]], 0
-        return ids, supervised
+    def _render_part(self, kind: str, text: str, ids: array) -> None:
+        """Append the ids of a piece of a message: text, a call of the calculator, or its answer."""
+        start, end = PART_TOKENS.get(kind, (None, None))
+        if start is not None:
+            ids.append(self.specials[start])
+        if len(text) < LONG_TEXT:
+            ids.extend(self.encode(text))
+        else:
+            ids.frombytes(self.encode_array(text).tobytes())
+        if end is not None:
+            ids.append(self.specials[end])
 
     def render_conversations(
         self, conversations: Sequence[Conversation], num_threads: int = 1, first_number: int = 0
@@ -224,10 +239,9 @@ class Tokenizer:
         def render(numbered: tuple[int, Conversation]) -> tuple[np.ndarray, np.ndarray]:
             number, conversation = numbered
             try:
-                ids, mask = self.render_conversation(conversation)
+                return self._render(check_conversation(conversation))
             except UserError as error:
                 raise UserError(str(error).replace("conversation:", f"conversation {number}:", 1)) from error
-            return np.array(ids, dtype=np.uint16), np.array(mask, dtype=np.uint8)
 
         return _map_in_threads(render, list(enumerate(conversations, first_number)), num_threads)
 
@@ -240,7 +254,7 @@ class Tokenizer:
         if turns[-1][0] == "assistant":
             turns.pop()
         ids, _ = self._render(turns)
-        return [*ids, self.specials["<|assistant_start|>"]]
+        return [*ids.tolist(), self.specials["<|assistant_start|>"]]
 
 
 def clean_text(text: str) -> tuple[str, int]:
@@ -260,7 +274,8 @@ def split_long_runs(text: str) -> list[str]:
     """Cut a text so that no run of blanks or of non-blanks is longer than MAX_RUN; joined, the pieces are the text."""
     if len(text) <= MAX_RUN:
         return [text]
-    cuts = [0, *(match.end() for match in _LONG_RUN.finditer(text)), len(text)]
+    runs = (match.span() for match in _LONG_RUN.finditer(text))
+    cuts = [0, *(cut for start, end in runs for cut in range(start + MAX_RUN, end + 1, MAX_RUN)), len(text)]
     return [text[start:end] for start, end in pairwise(cuts) if end > start]
 
 
@@ -312,6 +327,8 @@ def _check_content(content: Any) -> tuple[list[bytes], str]:
         raise ValueError(f"it has {len(merges):,} merges, and token files are uint16")
     known = {bytes([i]) for i in range(NUM_BYTES)}
     for rank, token in enumerate(merges):
+        if len(token) > 4 * MAX_RUN:  # the bytes of the longest text that is never cut
+            raise ValueError(f"merge {rank} has {len(token):,} bytes, and none can have more than {4 * MAX_RUN:,}")
         # a merge joins two earlier tokens; a lost, doubled or reordered line shows here
         if token in known or not any(token[:i] in known and token[i:] in known for i in range(1, len(token))):
             raise ValueError(f"merge {rank} ({token!r}) does not join two earlier tokens")

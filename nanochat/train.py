@@ -2,8 +2,9 @@
 
 What a run computes is a function of (initial weights, rows, seed, schedule) and of nothing else: a step's batch follows from
 the seed and the step, no random number is drawn on the way, and evaluations change nothing. So a training that was killed any
-number of times and resumed from its commits ends in the same bits as one that was not; on the same device type, number of
-ranks, micro-batch, dtype and library versions, which together are its numeric identity.
+number of times and resumed from its commits ends in the same bits as one that was not; on the same hardware, number of ranks,
+micro-batch, dtype and library versions, which together are its numeric identity. On others it goes on, and says that its bits
+are not those of an undisturbed run. Not part of it: the number of threads on a CPU, which changed no bit where it was measured.
 """
 
 import logging
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.adamw import gradient_of
-from nanochat.checkpoint import Commit, Commits, load_weights, weights
+from nanochat.agreement import Agreement
+from nanochat.checkpoint import Commit, CommitMismatch, Commits, load_weights, require_same_tensors, weights
 from nanochat.dataloader import Loader
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
+from nanochat.identities import GENERATIONS, in_words
 from nanochat.jobs.attempt import LOST, Attempt
 from nanochat.optimizer import Optimizer
 from nanochat.planning.memory import largest_micro_batch, peak_bytes
@@ -36,6 +40,8 @@ log = logging.getLogger("nanochat")
 
 SECONDS_BETWEEN_LINES = 5
 NUM_SPEEDS = 500  # points on the curve of the speed
+COMPARE_EVERY = 100  # steps after which the ranks compare what they hold, where no commit makes them do it before
+ARITHMETIC = ("torch", "numpy")  # packages whose version may decide the last bits
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class Numerics:
     dtype: str
     micro_batch: int
     muon_dtype: str = "bfloat16"  # of Muon's iteration: what the device multiplies fast, whatever the activations are in
-    versions: dict[str, str] = field(default_factory=versions)
+    hardware: str = ""  # the GPU's name, or the CPU's and its widest instructions (`Ranks.hardware`)
+    versions: dict[str, str] = field(default_factory=lambda: {name: versions()[name] for name in ARITHMETIC})
 
 
 @dataclass
@@ -94,6 +101,8 @@ class Training:
             "tokens_per_second": self.tokens_per_second,
             "speeds": self.speeds,
             "peak_memory_bytes": peak_memory_bytes(ranks),
+            "numerics": asdict(self.numerics),
+            "generation": GENERATIONS["training"],
             "segments": self.segments,
             "is_exact": self.is_exact,
         }
@@ -134,15 +143,19 @@ def train(
     """
     attempt = attempt or Attempt()
     progress = Progress(name, schedule.num_steps, loader.tokens_per_step)
-    start, metrics, history = restore(commits, model, optimizer, numerics, ranks)
+    plan = {**asdict(schedule), "tokens_per_step": loader.tokens_per_step}
+    start, metrics, history = restore(commits, model, optimizer, numerics, ranks, plan=plan)
+    agreement = Agreement(ranks, {**dict(model.named_parameters()), **optimizer.state()})
+    agreement.require(start)  # that all ranks begin with the same
     flops = flops_per_token(model.config.as_dict())
     if ranks.is_main:
         attempt.report(state="running", step=start, num_steps=schedule.num_steps, unit="steps", **ranks.record())
     segments, is_exact, train_seconds = history["segments"], history["is_exact"], history["train_seconds"]
-    segment = {"started": now().isoformat(), "host": platform.node(), "from_step": start}
+    segment = {"started": now().isoformat(), "host": platform.node(), "from_step": start, "changed": history["changed"]}
     speeds = Speeds(history["speeds"], schedule.num_steps, loader.tokens_per_step)
 
     def commit(step: int) -> None:
+        agreed = agreement.require(step)
         if ranks.is_main:
             attempt.ensure_held()
             began = time.perf_counter()
@@ -153,6 +166,8 @@ def train(
                 "train_seconds": train_seconds,
                 "speeds": speeds.points,
                 "numerics": asdict(numerics),
+                "plan": plan,
+                "fingerprint": agreed,
                 "finished": step == schedule.num_steps,
             }
             on_cpu = {key: tensor.cpu() for key, tensor in optimizer.state().items()}
@@ -166,6 +181,8 @@ def train(
         is_evaluated = is_last or (eval_every > 0 and step > 0 and step % eval_every == 0)
         if (is_evaluated or (commit_every > 0 and step % commit_every == 0)) and step > start:
             commit(step)
+        elif step % COMPARE_EVERY == 0:
+            agreement.require(step)
         if is_evaluated:
             if ranks.is_main:
                 attempt.report(state="evaluating", step=step)
@@ -190,6 +207,7 @@ def train(
             grad_clip=grad_clip,
             numerics=numerics,
             ranks=ranks,
+            agreement=agreement,
             should_stop=reason is not None,
         )
         took = time.perf_counter() - began
@@ -205,6 +223,7 @@ def train(
             if ranks.is_main:
                 attempt.stopped(step + 1, schedule.num_steps)
             return None
+    agreement.require(schedule.num_steps)  # what is published now
     segments = [*segments, {**segment, "finished": now().isoformat(), "to_step": schedule.num_steps}]
     speed = schedule.num_steps * loader.tokens_per_step / train_seconds if train_seconds else 0.0
     return Training(metrics, segments, train_seconds, speed, speeds.points, numerics, is_exact)
@@ -220,6 +239,7 @@ def update(
     grad_clip: float,
     numerics: Numerics,
     ranks: Ranks,
+    agreement: Agreement | None = None,
     should_stop: bool = False,
 ) -> tuple[float, float, bool]:
     """One step: gradients of the whole batch, clipped, applied.
@@ -251,6 +271,8 @@ def update(
             f"commits before this step are good. Lower the learning rate, or look at the rows of this batch: "
             f"{loader.step_rows(step).tolist()[:8]} ..."
         )
+    if agreement:
+        agreement.see(map(gradient_of, parameters))
     optimizer.step(step=step, lr_scale=lr_scale)
     for parameter in parameters:
         parameter.grad = None
@@ -312,7 +334,7 @@ def choose_micro_batch(
 
 
 def restore(
-    commits: Commits, model: GPT, optimizer: Optimizer, numerics: Numerics, ranks: Ranks
+    commits: Commits, model: GPT, optimizer: Optimizer, numerics: Numerics, ranks: Ranks, *, plan: Mapping[str, Any]
 ) -> tuple[int, list[dict], dict[str, Any]]:
     """Go back to the newest commit: the step to go on from, the metrics up to it, and what is known of earlier segments."""
     commit = commits.latest() if ranks.is_main else None
@@ -320,19 +342,37 @@ def restore(
     if not ranks.is_main:
         commit = commits.latest()
     if commit is None:
-        return 0, [], {"segments": [], "is_exact": True, "train_seconds": 0.0, "speeds": []}
-    load_weights(model, commit.weights)
+        return 0, [], {"segments": [], "is_exact": True, "train_seconds": 0.0, "speeds": [], "changed": []}
+    check_plan(commit, plan, where=commits.folder)
+    load_weights(model, commit.weights, where=commits.folder)
+    require_same_tensors(commits.folder, commit.optimizer, optimizer.state())
     optimizer.load_state(commit.optimizer)
-    before, current = commit.state["numerics"], asdict(numerics)
-    is_exact = commit.state["is_exact"] and before == current
     log.info(f"going on from step {commit.step:,}")
-    if before != current:
-        changed = ", ".join(
-            f"{key} was {before.get(key)}, is {current[key]}" for key in current if before.get(key) != current[key]
+    changed = in_words(commit.state["numerics"], asdict(numerics))
+    if changed:
+        log.warning(f"not bit-identical to an undisturbed run from here on: {'; '.join(changed)}")
+    is_exact = commit.state["is_exact"] and not changed
+    keep = {key: commit.state[key] for key in ("segments", "train_seconds", "speeds")}
+    return commit.step, commit.metrics, {**keep, "is_exact": is_exact, "changed": changed}
+
+
+def check_plan(commit: Commit, plan: Mapping[str, Any], *, where: Path) -> None:
+    """UserError unless the commit lies on this plan: the same specification must make the same number of steps of it."""
+    problems = in_words(commit.state["plan"], dict(plan))
+    if commit.step > plan["num_steps"]:
+        problems.append(f"step {commit.step:,} is behind the last of {plan['num_steps']:,}")
+    losses = [row for row in commit.metrics if "loss" in row]
+    if [row["step"] for row in losses] != list(range(commit.step)):
+        problems.append(f"step {commit.step:,} has the losses of {len(losses):,} steps")
+    elif losses and losses[-1]["tokens"] != commit.step * plan["tokens_per_step"]:
+        problems.append(f"step {commit.step:,} has seen {losses[-1]['tokens']:,} tokens")
+    if problems:
+        raise CommitMismatch(
+            f"{where}: its newest commit does not fit the plan that its specification makes now:\n  "
+            + "\n  ".join(problems)
+            + "\nThe code changed in between. To go on with that training, use the code that began it. To begin anew, delete "
+            "the folder."
         )
-        log.warning(f"not bit-identical to an undisturbed run from here on: {changed}")
-    keep = {key: commit.state[key] for key in ("segments", "train_seconds")}
-    return commit.step, commit.metrics, {**keep, "is_exact": is_exact, "speeds": commit.state.get("speeds", [])}
 
 
 class Speeds:

@@ -1,6 +1,8 @@
 """Fixtures that several test modules use."""
 
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,21 +39,37 @@ def shared_data() -> Path:
 def tiny_run(tmp_path_factory) -> Path:
     """The folder of a project in which config/tiny.yaml, as shipped, has run to its end: results/tiny is in it.
 
-    Made once for all workers of pytest-xdist, in minutes; the others wait. Nobody may change anything in it.
+    Nobody may change anything in it. It takes minutes.
     """
+    return made_once(tmp_path_factory, "tiny_run", lambda project: project.snakemake(config="config/tiny.yaml"))
+
+
+@pytest.fixture(scope="session")
+def quick_run(tmp_path_factory) -> Path:
+    """The same of `Project.configure()`, in a minute. Who wants to change something makes a copy: `project.copy_of`."""
+
+    def run(project: Project) -> subprocess.CompletedProcess:
+        project.configure()
+        return project.snakemake()
+
+    return made_once(tmp_path_factory, "quick_run", run)
+
+
+def made_once(tmp_path_factory, name: str, run: Callable[[Project], subprocess.CompletedProcess]) -> Path:
+    """The folder of a finished project, made once for all workers of pytest-xdist; the others wait."""
     own = tmp_path_factory.getbasetemp()
     shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder, failure = shared / "tiny_run", shared / "tiny_run.failed"
-    with FileLock(shared / "tiny_run.lock", timeout=1800):
+    folder, failure = shared / name, shared / f"{name}.failed"
+    with FileLock(shared / f"{name}.lock", timeout=1800):
         if not folder.exists() and not failure.exists():
-            project = Project(shared / "tiny_run.unfinished")
-            done = project.snakemake(config="config/tiny.yaml")
+            project = Project(shared / f"{name}.unfinished")
+            done = run(project)
             if done.returncode != 0:
                 failure.write_text(done.stdout + done.stderr)
             else:
                 project.folder.rename(folder)
     if failure.exists():
-        pytest.fail(f"config/tiny.yaml did not run to its end:\n{failure.read_text()}", pytrace=False)
+        pytest.fail(f"{name} did not run to its end:\n{failure.read_text()}", pytrace=False)
     return folder
 
 

@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import warm
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+STARTS_NOTHING = {"-n", "--dag", "--lint", "--list-rules"}
 LINKED = ("Snakefile", "workflow", "profiles", "config", "nanochat")
 
 # the tiny world with a model too small to learn it: every stage runs, in seconds
@@ -71,6 +74,8 @@ class Project:
         return [SNAKEMAKE, *arguments, "--profile", "profiles/laptop", "--cores", "2", "--configfile", config]
 
     def snakemake(self, *arguments: str, config: str = "my.yaml", timeout: int = 900) -> subprocess.CompletedProcess:
+        if STARTS_NOTHING.intersection(arguments) and type(self) is Project:
+            return self.look(*arguments, config=config, timeout=timeout)
         return subprocess.run(
             self.command(*arguments, config=config),
             cwd=self.folder,
@@ -79,6 +84,10 @@ class Project:
             timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
+
+    def look(self, *arguments: str, config: str = "my.yaml", timeout: int = 900) -> subprocess.CompletedProcess:
+        """The same for a command that starts no job, in a fifth of the time."""
+        return warm.snakemake(self.command(*arguments, config=config), self.folder, timeout=timeout)
 
     def run(self, *arguments: str, **options) -> str:
         """Run it, and fail with what it said if it failed."""
@@ -112,6 +121,12 @@ class Project:
 
     def record(self, stage: str, run: str = "tiny") -> dict:
         return json.loads((self.folder / "results" / run / stage / "record.json").read_text())
+
+
+def copy_of(finished: Path, folder: Path) -> Project:
+    """A finished project once more, Snakemake's own bookkeeping included: nothing is to be done in it."""
+    shutil.copytree(finished, folder, symlinks=True)
+    return Project(folder)
 
 
 def kill_all(process: subprocess.Popen) -> None:

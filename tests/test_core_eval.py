@@ -132,6 +132,36 @@ def test_all_prompts_of_the_real_bundle_are_those_of_the_plain_way(bundle):
             assert render_prompts(task, index) == plain_prompts(rows, entry, index)
 
 
+def test_stray_blanks_of_the_real_rows_are_kept_in_choices_and_taken_off_contexts(bundle):
+    """piqa's queries, squad's and coqa's contexts, 8 of jeopardy's continuations end in blanks; one of lambada's begins so."""
+    tasks = {task.label: task for task in read_bundle(bundle, labels=["piqa", "jeopardy", "squad", "coqa", "lambada_openai"])}
+    found = {}
+    for label, task in tasks.items():
+        rows, entry = plain_items(bundle, label, max_per_task=None)
+        texts = [(row.get("query", row.get("context")), row.get("continuation", "x")) for row in rows]
+        found[label] = sum(a != a.strip() for a, _ in texts), sum(b != b.strip() for _, b in texts)
+        odd = [index for index, pair in enumerate(texts) if any(text != text.strip() for text in pair)]
+        for index in odd[:: max(1, len(odd) // 20)]:
+            assert render_prompts(task, index) == plain_prompts(rows, entry, index)
+    assert found == {"piqa": (919, 0), "jeopardy": (0, 8), "squad": (1_049, 0), "coqa": (4_011, 0), "lambada_openai": (0, 1)}
+
+
+def test_real_items_with_a_choice_twice_or_inside_another_are_there(bundle):
+    tasks = read_bundle(bundle, labels=["arc_easy", "arc_challenge", "piqa"])
+    choices = [[choice for _, choice in item.options] for task in tasks for item in task.items]
+    assert sum(len(set(some)) < len(some) for some in choices) == 4
+    assert sum(any(a != b and b.startswith(a) for a in some for b in some) for some in choices) == 10
+
+
+def test_the_real_task_with_fewest_items_shows_all_its_examples(bundle):
+    (task,) = read_bundle(bundle, labels=["bigbench_repeat_copy_logic"])
+    assert (len(task.items), task.num_examples) == (16, 10)
+    (few,) = read_bundle(bundle, labels=["bigbench_repeat_copy_logic"], max_per_task=4)
+    assert (len(few.items), few.num_examples) == (4, 3)
+    rows, entry = plain_items(bundle, "bigbench_repeat_copy_logic", max_per_task=4)
+    assert [render_prompts(few, i) for i in range(4)] == [plain_prompts(rows, entry, i) for i in range(4)]
+
+
 # -- a bundle made here ------------------------------------------------------------------------------------------------------
 
 CHOICES = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import ROOT, Project, kill_all, wait_for
+from project import ROOT, Project, copy_of
 
 from nanochat import runs
 from nanochat.specifications import SPLITS
@@ -56,20 +56,22 @@ EDITS = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A project whose run `tiny` is finished."""
-    project = Project(tmp_path_factory.mktemp("finished"))
-    project.configure()
-    assert project.planned()["download_file"] > 5
-    project.run()
-    return project
+def finished(quick_run, tmp_path_factory):
+    """A project whose run `tiny` is finished, to look at."""
+    return copy_of(quick_run, tmp_path_factory.mktemp("finished") / "project")
 
 
 @pytest.fixture
 def project(finished):
-    """The finished project with its original configuration."""
+    """The same with its original configuration."""
     finished.configure()
     return finished
+
+
+@pytest.fixture
+def own(quick_run, tmp_path):
+    """Another copy, in which something may be done."""
+    return copy_of(quick_run, tmp_path / "own")
 
 
 def test_every_stage_published_a_manifest_a_record_and_a_log(project):
@@ -116,78 +118,60 @@ def test_touching_copying_and_commenting_rerun_nothing(project):
     assert project.planned() == {}
 
 
-def test_without_snakemakes_own_bookkeeping_everything_is_published_again_and_nothing_is_done_again(project):
-    before = {stage: project.manifest(stage) for stage in STAGES}
-    made = {path: path.stat().st_mtime_ns for path in project.folder.glob("results/tiny/**/*.safetensors")}
-    shutil.rmtree(project.folder / ".snakemake")
-    for manifest in project.folder.glob("results/tiny/*/manifest.json"):
+def test_without_snakemakes_own_bookkeeping_everything_is_published_again_and_nothing_is_done_again(own):
+    before = {stage: own.manifest(stage) for stage in STAGES}
+    made = {path: path.stat().st_mtime_ns for path in own.folder.glob("results/tiny/**/*.safetensors")}
+    shutil.rmtree(own.folder / ".snakemake")
+    for manifest in own.folder.glob("results/tiny/*/manifest.json"):
         manifest.unlink()
-    output = project.run()
+    output = own.run()
     assert output.count("published again") >= 5
-    assert {stage: project.manifest(stage) for stage in STAGES} == before
+    assert {stage: own.manifest(stage) for stage in STAGES} == before
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_forcing_a_stage_republishes_it_and_says_how_to_redo_it(project):
-    before = project.manifest("sft")
-    output = project.run("results/tiny/sft/manifest.json", "--forcerun", "sft")
+def test_forcing_a_stage_republishes_it_and_says_how_to_redo_it(own):
+    before = own.manifest("sft")
+    output = own.run("results/tiny/sft/manifest.json", "--forcerun", "sft")
     assert "To redo it, delete the folder" in output
-    assert project.manifest("sft") == before
-    project.run()
+    assert own.manifest("sft") == before
 
 
-def test_the_same_bits_after_a_kill_in_the_middle_of_training(project, tmp_path):
-    other = Project(tmp_path / "killed")
-    other.configure()
-    shutil.copytree(project.folder / "resources", other.folder / "resources")
-    process = other.start("results/tiny/base_train/manifest.json")
-    commits = other.folder / "results/tiny/resume/base_train"
-    wait_for(lambda: any(commits.glob("step_*")) or process.poll() is not None)
-    kill_all(process)
-    assert not (other.folder / "results/tiny/base_train/manifest.json").exists()
-    output = other.run("results/tiny/base_train/manifest.json")
-    assert "going on from step" in output
-    assert other.manifest("base_train") == project.manifest("base_train")
-
-
-def test_a_damaged_file_is_refused_by_whoever_reads_it_and_verify_repairs(project):
-    model = project.folder / "results/tiny/sft/model.safetensors"
+def test_a_damaged_file_is_refused_by_whoever_reads_it(own):
+    model = own.folder / "results/tiny/sft/model.safetensors"
     good = model.read_bytes()
     model.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    project.configure({"chat_eval.max_new_tokens": 5})
-    failed = project.snakemake("results/tiny/chat_eval/sft/manifest.json")
+    own.configure({"chat_eval.max_new_tokens": 5})
+    failed = own.snakemake("results/tiny/chat_eval/sft/manifest.json")
     assert failed.returncode != 0
     assert "sha256 differs from its manifest" in failed.stdout + failed.stderr
     assert "python -m nanochat.verify --repair" in failed.stdout + failed.stderr
-    model.write_bytes(good)
-    project.configure()
-    project.run()
 
 
-def test_a_finished_stage_whose_keys_were_edited_is_trained_anew(project):
+def test_a_finished_stage_whose_keys_were_edited_is_trained_anew(own):
     """With commits of the old training in its folder: the last of them, and those on the way to it."""
-    project.configure({"mid_train.seed": 3, "mid_train.commit_every": 1})
-    project.run("results/tiny/mid_train/manifest.json")
-    assert len(list((project.folder / "results/tiny/resume/mid_train").glob("step_*"))) == 2
-    project.configure({"mid_train.seed": 4, "mid_train.commit_every": 1})
-    project.run("results/tiny/mid_train/manifest.json")
-    assert project.manifest("mid_train")["specification"]["seed"] == 4
-    project.configure()
-    project.run()
+    own.configure({"mid_train.seed": 3, "mid_train.commit_every": 1})
+    own.run("results/tiny/mid_train/manifest.json")
+    assert len(list((own.folder / "results/tiny/resume/mid_train").glob("step_*"))) == 2
+    own.configure({"mid_train.seed": 4, "mid_train.commit_every": 1})
+    own.run("results/tiny/mid_train/manifest.json")
+    assert own.manifest("mid_train")["specification"]["seed"] == 4
 
 
-def test_a_failed_evaluation_leaves_a_report_of_the_rest(project):
-    project.configure({"base_eval.samples": ["word " * 5_000], "sft.seed": 3})  # more than the model can read
-    failed = project.snakemake()
+def test_a_failed_evaluation_leaves_a_report_of_the_rest(own):
+    short = {"chat_eval.max_new_tokens": 5}
+    own.configure({"base_eval.samples": ["word " * 5_000], **short})  # more than the model can read
+    failed = own.snakemake()
     assert failed.returncode != 0
     assert "Shorten the prompt" in failed.stdout + failed.stderr
     assert "completed successfully, but" not in failed.stdout + failed.stderr, "a failed program is said to have failed"
-    text = (project.folder / "results/tiny/report/report.md").read_text()
+    text = (own.folder / "results/tiny/report/report.md").read_text()
     assert "base_eval" in text and "has not finished" in text
-    assert project.manifest("chat_eval/sft")["results"]["tasks"], "what does not depend on the evaluation goes on"
-    project.configure()
-    project.run()
-    assert "has not finished" not in (project.folder / "results/tiny/report/report.md").read_text()
+    evaluated = own.manifest("chat_eval/sft")["specification"]
+    assert evaluated["max_new_tokens"] == 5, "what does not depend on the evaluation goes on"
+    own.configure(short)
+    own.run()
+    assert "has not finished" not in (own.folder / "results/tiny/report/report.md").read_text()
 
 
 def test_a_run_that_reuses_stages_runs_only_its_own(project):
@@ -209,6 +193,7 @@ def test_single_stages_can_be_asked_for(project, tmp_path):
     fresh = Project(tmp_path / "fresh")
     fresh.configure()
     assert {"tokenizer", "download_file"} == fresh.planned("results/tiny/tokenizer/manifest.json").keys()
+    assert fresh.planned()["download_file"] > 5
     until = fresh.planned("--until", "base_train")
     assert {"tokenizer", *TOKENS, "base_train", "download_file"} == until.keys()  # all that any GPU stage reads comes first
     trace = fresh.planned("results/tiny/trace/manifest.json")
@@ -307,7 +292,7 @@ WRONG = [
 def test_a_wrong_configuration_gets_one_clear_message_and_writes_nothing(tmp_path, key, value, words):
     project = Project(tmp_path / "project")
     project.configure({key: value})
-    done = project.snakemake()
+    done = project.look()
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 12

@@ -20,13 +20,13 @@ def demo(tiny_run):
 
 @pytest.fixture(scope="module")
 def untrained(demo, tmp_path_factory):
-    """The same with learning rates of zero: every stage runs, and nothing is learned. Few steps, since none counts."""
+    """The same with learning rates of zero, up to what is looked at: nothing is learned. Few steps, since none counts."""
     project = Project(tmp_path_factory.mktemp("untrained"))
     (project.folder / "resources").symlink_to(demo.folder / "resources")
     zero = {f"base_train.{rate}": 0.0 for rate in ("matrix_lr", "embedding_lr", "unembedding_lr")}
     quick = {"base_train.steps": 2, "mid_train.epochs": 0.01, "sft.epochs": 0.01}
     project.configure_as_shipped({**zero, **quick})
-    project.run()
+    project.run("results/tiny/base_eval/manifest.json", "results/tiny/chat_eval/sft/manifest.json")
     return project
 
 

@@ -4,10 +4,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from project import ROOT, Project
+import warm
+from project import ROOT, SNAKEMAKE, Project
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
@@ -37,12 +37,7 @@ def test_every_snakemake_command_of_the_readme_plans(tmp_path, command):
     words = shlex.split(command)[1:]
     if "--report" in words:  # needs a finished run: tests/test_dag.py makes one
         words = words[: words.index("--report")]
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("snakemake")), *words, *([] if "--list-rules" in words else ["-n"])],
-        cwd=project.folder,
-        capture_output=True,
-        text=True,
-    )
+    done = warm.snakemake([SNAKEMAKE, *words, *([] if "--list-rules" in words else ["-n"])], project.folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 

@@ -405,7 +405,9 @@ def test_a_disk_that_fills_up_keeps_what_arrived(server, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Part, "write", write_until_full)
-    with pytest.raises(UserError, match=r"f\.parquet: cannot be written \(No space left on device\); make room"):
+    with pytest.raises(
+        UserError, match=r"f\.parquet: the disk is full\. Needed: [\d,]+ bytes\. Free: .*it goes on from what arrived"
+    ):
         get(server.address("good"), tmp_path)
     monkeypatch.setattr(Part, "write", write)
     arrived = next(tmp_path.glob(".*.part")).stat().st_size

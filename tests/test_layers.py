@@ -9,14 +9,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # A package stands for all its modules, but for those that are listed by themselves.
 PLAIN = {
     "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
-    "config_docs", "catalogue", "schedule", "manifest", "stage", "verify", "accuracy", "progress", "partial",
-    "downloads", "jobs", "planning", "watch", "watching", "pages", "text", "storage",
+    "config_docs", "catalogue", "schedule", "manifest", "stage", "survey", "verify", "accuracy", "progress", "partial",
+    "downloads", "jobs", "planning", "watch", "watching", "pages", "text", "storage", "jsonl", "identities",
 }  # fmt: skip
 LAYERS = [
     PLAIN,
-    {"distributed", "determinism", "jobs.torchrun"},
+    {"distributed", "determinism", "agreement", "jobs.torchrun"},
     {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
-     "sandbox", "checkpoint", "tiny_world", "core_bundle", "batching", "jobs.machine_check", "concepts"},
+     "sandbox", "checkpoint", "tensor_file", "tiny_world", "core_bundle", "batching", "jobs.machine_check", "concepts"},
     {"dataloader", "engine", "tasks", "conversations", "dialogue"},
     {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight", "classroom"},
     {"reports", "component_map", "tracing"},

@@ -40,17 +40,14 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def finished(server):
+def finished(server, quick_run):
     """finished(user): one run of Snakemake for each user, when it is first asked for."""
     with open_folder() as place:
         run = runner(place / "bound")
-        downloaded = Project(place / "downloaded")
-        downloaded.configure()
-        downloaded.run("download")
 
         @cache
         def finished(user: str) -> Finished:
-            project = with_downloads(downloaded, place / user.replace(" ", "_"), user=user)
+            project = with_downloads(quick_run / "resources", place / user.replace(" ", "_"), user=user)
             options = {"user": user, "folder": project.folder, "environment": {"HOME": str(project.folder)}}
             entered = run([*JAIL, "true"], **options)
             if entered.returncode != 0:
@@ -67,11 +64,11 @@ def finished(server):
         yield finished
 
 
-def with_downloads(downloaded: Project, folder: Path, *, user: str) -> Project:
+def with_downloads(resources: Path, folder: Path, *, user: str) -> Project:
     """A project of that user's own, with the downloaded files."""
     project = Project(folder)
     project.configure()
-    shutil.copytree(downloaded.folder / "resources", folder / "resources")
+    shutil.copytree(resources, folder / "resources")
     if user == "nobody":
         for path in [folder, *folder.rglob("*")]:
             os.chown(path, NOBODY_ID, NOBODY_ID, follow_symlinks=False)

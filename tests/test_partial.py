@@ -210,11 +210,12 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     files = save_model(folder / "model", random_model(), small_tokenizer())
-    publish_there(folder / "model" / "manifest.json", files)
+    tokenizer = {"tokenizer": folder / "model" / "tokenizer.json"}
+    publish_there(folder / "model" / "manifest.json", files, inputs=tokenizer)
     (folder / "tokens").mkdir()
     for split in ("train", "validation"):
         np.save(folder / "tokens" / f"{split}.npy", random.integers(0, 256, (24, 65), dtype=np.uint16))
-    publish_there(folder / "tokens" / "manifest.json", ["train.npy", "validation.npy"])
+    publish_there(folder / "tokens" / "manifest.json", ["train.npy", "validation.npy"], inputs=tokenizer)
     write_bundle(folder)
     publish_there(folder / "bundle.zip.manifest.json", ["bundle.zip"], key="eval_bundle")
     (folder / "words.txt").write_text("pear\nplum\nfig\nkiwi\nlime\ndate\n")
@@ -222,8 +223,8 @@ def world(tmp_path_factory):
     return folder
 
 
-def publish_there(manifest, files, **specification):
-    publish(manifest, specification=specification, inputs={}, files=files, results={}, record={})
+def publish_there(manifest, files, *, inputs=None, **specification):
+    publish(manifest, specification=specification, inputs=inputs or {}, files=files, results={}, record={})
 
 
 BASE_EVAL = {

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import ROOT, Project
+from project import ROOT, Project, copy_of
 
 from nanochat.config import load_config
 from nanochat.manifest import publish, sha256
 from nanochat.planning import inventory
 from nanochat.planning.inventory import find_problems
+from nanochat.runs import TRAININGS
 
 TINY = load_config("config/tiny.yaml")
 SMALL = load_config("config/small.yaml")
@@ -136,21 +137,19 @@ BASE = "results/tiny/base_train/manifest.json"
 
 
 @pytest.fixture(scope="module")
-def proven(tmp_path_factory):
+def proven(quick_run, tmp_path_factory):
     """A project of the tiny world with its preflight made, and nothing trained."""
-    project = Project(tmp_path_factory.mktemp("proven"))
-    project.configure()
-    project.run(PROOF)
+    project = copy_of(quick_run, tmp_path_factory.mktemp("proven") / "project")
+    for stage in (*TRAININGS, "base_eval", "chat_eval", "trace", "report"):
+        shutil.rmtree(project.folder / "results/tiny" / stage)
+        shutil.rmtree(project.folder / "results/tiny/resume" / stage)
     return project
 
 
 @pytest.fixture
 def project(proven, tmp_path):
     """A copy of it, to be harmed."""
-    shutil.copytree(proven.folder, tmp_path / "copy", symlinks=True)
-    copy = Project.__new__(Project)
-    copy.folder = tmp_path / "copy"
-    return copy
+    return copy_of(proven.folder, tmp_path / "copy")
 
 
 def nothing_trained(project: Project) -> bool:
@@ -225,9 +224,9 @@ def test_an_evaluation_task_that_does_not_exist_is_named_before_anything_is_trai
 
 
 @pytest.mark.slow
-def test_editing_two_stages_at_once_makes_both_anew_beside_a_new_proof(project):
+def test_editing_two_stages_at_once_makes_both_anew_beside_a_new_proof(quick_run, tmp_path):
     """Snakemake looks no further at a stage that is downstream of a planned job, unless it is told to."""
-    project.run()
+    project = copy_of(quick_run, tmp_path / "copy")
     assert project.planned() == {}
     project.configure({"base_train.steps": 7, "sft.mask_user": False})
     jobs = project.planned()
@@ -245,9 +244,8 @@ def test_a_run_that_only_evaluates_another_ones_model_proves_only_that(project):
 
 
 @pytest.mark.slow
-def test_the_report_shows_predicted_beside_actual(project):
-    project.run()
-    text = (project.folder / "results/tiny/report/report.md").read_text()
+def test_the_report_shows_predicted_beside_actual(quick_run):
+    text = (quick_run / "results/tiny/report/report.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| stage | device"))
     column = [cell.strip() for cell in header.split("|")].index("predicted")
     line = next(line for line in text.splitlines() if line.startswith("| base_train | cpu"))

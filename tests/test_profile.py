@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import warm
 import yaml
 from project import ROOT, SNAKEMAKE, Project
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
@@ -94,13 +95,8 @@ def dry_run(project: Project, name: str) -> subprocess.CompletedProcess:
     for program in ("bash", "sh", "git", "which"):
         if found := shutil.which(program):
             (path / program).symlink_to(found)
-    return subprocess.run(
-        [SNAKEMAKE, "--profile", f"profiles/{name}", "-n"],
-        cwd=project.folder,
-        env={**os.environ, "PATH": str(path)},
-        capture_output=True,
-        text=True,
-    )
+    command = [SNAKEMAKE, "--profile", f"profiles/{name}", "-n"]
+    return warm.snakemake(command, project.folder, environment={**os.environ, "PATH": str(path)})
 
 
 def test_the_reference_run_is_planned_without_slurm(planned):
@@ -149,9 +145,7 @@ def test_every_snakemake_command_of_the_documents_plans(tmp_path, command):
     words = command.replace("my.yaml", "config/config.yaml").split()
     variables = dict(word.split("=") for word in words[: words.index("snakemake")])
     arguments = [word for word in words[words.index("snakemake") + 1 :] if word != "-n"]
-    done = subprocess.run(
-        [SNAKEMAKE, "-n", *arguments], cwd=project.folder, env={**os.environ, **variables}, capture_output=True, text=True
-    )
+    done = warm.snakemake([SNAKEMAKE, "-n", *arguments], project.folder, environment={**os.environ, **variables})
     assert done.returncode == 0, done.stdout + done.stderr
 
 

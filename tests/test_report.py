@@ -18,6 +18,7 @@ from reporting import CONFIG, PARAMETERS, FakeRun, core_task
 
 from nanochat.accuracy import wilson_interval
 from nanochat.errors import UserError
+from nanochat.manifest import sealed, write_json
 from nanochat.reports import plots
 from nanochat.reports.making import parameter_rows, preset
 from nanochat.reports.report import FILES, STAGES, write_report
@@ -245,7 +246,34 @@ def test_interrupted_training_shows_its_segments_and_whether_it_is_exact(run):
     ]  # fmt: skip
     assert "not bit-identical" not in text
     run.publish_training("base_train", steps=300, bpb=1.2, segments=2, is_exact=False)
-    assert "`base_train` went on with other devices" in run.report()
+    assert section(run.report(), "Training").count("`base_train` was interrupted, and went on with something else") == 1
+    assert "are not bit-identical to those of an undisturbed run" in section(run.text, "Machine and time")
+
+
+def test_a_training_that_went_on_elsewhere_says_what_changed_and_from_which_step_on(run):
+    moved = {
+        "from_step": 120,
+        "to_step": 300,
+        "changed": ['versions.torch: was "2.13.0", is "2.14.0"', "world_size: was 1, is 2"],
+    }
+    run.publish_training("sft", steps=300, bpb=1.2, is_exact=False)
+    record = run.manifests["sft"].with_name("record.json")
+    content = {key: value for key, value in json.loads(record.read_text()).items() if key != "digest"}
+    times = {"started": "2026-01-02T00:00:00", "finished": "2026-01-02T00:30:00"}
+    content["segments"] = [{**times, "from_step": 0, "to_step": 120, "changed": []}, {**times, **moved}]
+    write_json(record, sealed(content))
+    assert "run: from step 120 on versions.torch: was" in (text := section(run.report(), "Training"))
+    assert "world_size: was 1, is 2" in text.replace("\\", "")
+
+
+def test_trainings_by_code_of_different_generations_are_told(run):
+    for stage, generation in (("base_train", 1), ("mid_train", 2), ("sft", 2)):
+        run.publish_training(stage, steps=3, bpb=1.2, generation=generation)
+    text = section(run.report(), "Training")
+    assert (
+        "`mid_train` was trained by code of generation 2, from weights that `base_train` got from code of generation 1" in text
+    )
+    assert text.count("generation") == 2
 
 
 def test_provenance_names_identities_inputs_versions_and_owners(run):

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.calculator import calculate
+from nanochat.conversations import build_mixture
 from nanochat.errors import UserError
 from nanochat.tasks import TASKS, build, multiple_choice_prompt
 from nanochat.tasks.common import final_number, is_for_test
@@ -389,7 +390,7 @@ def test_no_word_of_the_spelling_tests_occurs_in_their_training(files, every_tas
         split: {word for t in every_task if t.split == split and t.name in SPELLINGS for word in t.words} for split in SIDES
     }
     assert not words["train"] & words["test"]
-    assert words["train"] | words["test"] == set(read_words(files["words"]))
+    assert words["train"] | words["test"] == set(read_words(files["words"])[0])
     assert 0.095 < len(words["test"]) / 370_099 < 0.105
     for task in every_task:
         if task.name in SPELLINGS:
@@ -441,7 +442,7 @@ def test_questions_are_asked_in_many_words(tmp_path):
 
 def test_word_lists_with_any_line_ends_are_read(tmp_path):
     (tmp_path / "words").write_bytes(b"apple\r\nbear\ncat\r\n\r\nDog\ndon't\ncat\nx1\n")
-    assert read_words(tmp_path / "words") == ["apple", "bear", "cat"]
+    assert read_words(tmp_path / "words") == (["apple", "bear", "cat"], 4)
 
 
 def test_more_items_than_words_ask_again_in_other_words(tmp_path):
@@ -524,7 +525,7 @@ def test_custom_reads_lists_and_dicts_of_messages(tmp_path, tokenizer):
         ("{", "not JSON: Expecting property name.* at column 2"),
         ("hello", "not JSON"),
         ("[", "not JSON"),
-        ("\udcff", "utf-8"),
+        ("\udcff", "not UTF-8: byte 0xff"),
         ("[" * 100_000, "line 3: "),
         ("3", "must be a list"),
         ('{"message": []}', "must be a list"),
@@ -618,3 +619,188 @@ def test_open_questions_without_candidates_want_the_answer_alone(open_question):
 @given(st.text(max_size=30), st.lists(st.text(max_size=8), max_size=4))
 def test_mentions_are_found_in_any_text(reply, candidates):
     assert mentioned(reply, candidates) <= {" ".join(candidate.casefold().split()) for candidate in candidates}
+
+
+# -- oddities of the originals, on their own rows (docs/formats.md) ------------------------------------------------------------
+
+
+def rows_of(files, key):
+    return pq.read_table(files[key]).to_pylist()
+
+
+def test_rows_of_the_real_training_part_of_mmlu_are_read_wrapped_and_unwrapped(files, tmp_path):
+    rows = rows_of(files, "mmlu/auxiliary_train")[:2_500]
+    table = pa.Table.from_pylist([{"train": row} for row in rows])
+    pq.write_table(table, tmp_path / "wrapped.parquet", row_group_size=1024)
+    wrapped = build("mmlu", split="auxiliary_train", files={"mmlu/auxiliary_train": tmp_path / "wrapped.parquet"})
+    plain = {"mmlu/auxiliary_train": write(tmp_path / "plain.parquet", rows)}
+    assert list(wrapped) == list(build("mmlu", split="auxiliary_train", files=plain))
+    assert {conversation["subject"] for conversation in wrapped} == {""}
+
+
+def test_questions_with_the_same_choice_twice_are_asked_as_they_are(files):
+    rows = rows_of(files, "mmlu/test")
+    twice = [row for row in rows if len(set(row["choices"])) < 4]
+    assert len(twice) == 5 and len(rows) - len({row["question"] for row in rows}) == 47
+    asked = {conversation["messages"][0]["content"]: conversation for conversation in build("mmlu", split="test", files=files)}
+    for row in twice:
+        found = asked[multiple_choice_prompt(row["question"], row["choices"], "ABCD")]
+        assert found["messages"][1]["content"] == "ABCD"[row["answer"]] and found["letters"] == list("ABCD")
+
+
+def test_control_characters_marks_and_stray_blanks_of_mmlu_stay_in_the_prompt(files, tokenizer):
+    asked = {conversation["messages"][0]["content"] for conversation in build("mmlu", split="test", files=files)}
+    odd = [
+        row for row in rows_of(files, "mmlu/test") if re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00a0\ufeff]", row["question"])
+    ]
+    assert len(odd) > 40
+    for row in odd:
+        prompt = multiple_choice_prompt(row["question"], row["choices"], "ABCD")
+        assert prompt in asked and tokenizer.decode(tokenizer.encode(prompt)) == prompt
+
+
+def test_arc_has_rows_of_three_four_and_five_choices_and_of_figures(files):
+    labels = Counter()
+    for key in ("arc_easy/train", "arc_easy/test", "arc_challenge/train", "arc_challenge/test"):
+        name, split = key.split("/")
+        rows = {row["question"] + str(row["choices"]["text"]): row for row in rows_of(files, key)}
+        for conversation in build(name, split=split, files=files):
+            letters = conversation["letters"]
+            labels["".join(letters)] += 1
+            assert conversation["messages"][1]["content"] in letters
+        assert len(rows) == len(build(name, split=split, files=files))
+    assert labels == {"ABCD": 3_330, "1234": 121, "ABCDE": 9, "ABC": 5}
+
+
+def test_final_numbers_of_gsm8k_have_commas_and_signs_and_all_are_read(files):
+    answers = [row["answer"] for split in SIDES for row in rows_of(files, f"gsm8k/{split}")]
+    assert all(final_number(answer) is not None for answer in answers)
+    assert sum("," in answer.split("#### ")[1] for answer in answers) == 47
+    assert sum(final_number(answer) < 0 for answer in answers) == 5
+    assert sum("<<" not in answer for answer in answers) == 55
+    assert final_number("#### 1,234,567") == 1_234_567
+
+
+def test_humaneval_prompts_begin_with_line_ends_and_keep_them(files, humaneval):
+    prompts = [conversation["messages"][0]["content"] for conversation in humaneval]
+    assert sorted(prompts) == sorted(row["prompt"] for row in rows_of(files, "humaneval/test"))
+    assert sum(prompt.startswith("\n") for prompt in prompts) == 72 and all(prompt.endswith("\n") for prompt in prompts)
+
+
+def test_system_messages_of_real_chats_stand_before_the_first_question(files):
+    rows = [row["messages"] for row in rows_of(files, "smoltalk/train") if row["messages"][0]["role"] == "system"]
+    assert len(rows) == 43
+    tokenizer = Tokenizer.train([message["content"] for messages in rows for message in messages], 400)
+    for messages in rows:
+        text = tokenizer.decode(tokenizer.render_conversation({"messages": messages})[0])
+        assert text.startswith(f"<|bos|><|user_start|>{messages[0]['content']}\n\n{messages[1]['content']}<|user_end|>")
+
+
+def test_the_real_conversations_without_a_last_answer_are_kept_and_the_question_is_no_target(files, tokenizer):
+    task = build("custom", split="train", files=files, source="identity_conversations")
+    unanswered = [conversation for conversation in task if conversation["messages"][-1]["role"] == "user"]
+    assert len(unanswered) == 4
+    for conversation in unanswered:
+        _, mask = tokenizer.render_conversation(conversation)
+        last = tokenizer.encode(conversation["messages"][-1]["content"])
+        assert sum(mask) > 0 and not any(mask[-len(last) - 2 :])
+
+
+def test_the_real_word_list_has_no_line_end_at_its_end_and_loses_no_word(files):
+    content = files["words"].read_bytes()
+    assert content.count(b"\r\n") == content.count(b"\n") == 370_098 and not content.endswith(b"\n")
+    words, num_passed_over = read_words(files["words"])
+    assert (len(words), num_passed_over, words[0], words[-1]) == (370_099, 0, "a", "zwitterionic")
+    assert not build("simple_spelling", split="train", files=files, rows=10).oddities
+
+
+# -- what was replaced or passed over is counted -------------------------------------------------------------------------------
+
+
+def test_half_characters_are_replaced_counted_and_in_the_statistics_of_a_mixture(tmp_path, caplog):
+    talk = [
+        {"role": "user", "content": "a \ud83d b", "name": "extra"},
+        {"role": "assistant", "content": [{"type": "text", "text": "\udc00\udc00 \ud83d\ude42", "id": 7}]},
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(messages) for messages in (talk, HELLO)))
+    part = {"task": "custom", "split": "train", "file": str(tmp_path / "own.jsonl")}
+    mixture = build_mixture([part], files={}, seed=0)
+    assert mixture.statistics[0]["replaced_characters"] == 3
+    assert "own.jsonl: 3 half characters" in caplog.text
+    (found,) = [conversation["messages"] for conversation in mixture if conversation["messages"] != HELLO]
+    assert found == [
+        {"role": "user", "content": "a \ufffd b"},
+        {"role": "assistant", "content": [{"type": "text", "text": "\ufffd\ufffd 🙂"}]},
+    ]
+
+
+def test_words_passed_over_are_counted(tmp_path, caplog):
+    words = "\n".join(a + b for a in "bcdfg" for b in "aeiou")
+    (tmp_path / "words").write_bytes(b"\xef\xbb\xbf" + f"{words}\r\nBig\nx1\nba\n{'y' * 65}\n".encode())
+    mixture = build_mixture([{"task": "simple_spelling", "split": "train"}], files={"words": tmp_path / "words"}, seed=0)
+    assert mixture.statistics[0]["words_passed_over"] == 4
+    assert "4 entries were passed over" in caplog.text
+    assert "ba" in read_words(tmp_path / "words")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "arc_easy",
+            {"question": "q", "choices": {"text": ["a", "b"], "label": [1, 2]}, "answerKey": "1"},
+            "a label must be a text",
+        ),
+        (
+            "arc_easy",
+            {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", None]}, "answerKey": None},
+            "a label must be",
+        ),
+        (
+            "arc_easy",
+            {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "A"]}, "answerKey": "A"},
+            "there twice: A, A",
+        ),
+        ("arc_easy", {"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}, "there is one choice"),
+        (
+            "mmlu",
+            {"question": "q", "choices": ["a", "b"], "answer": True, "subject": ""},
+            "the index of one of the choices, found True",
+        ),
+        (
+            "open_questions",
+            {"question": "q", "answer": "x", "candidates": "xyz"},
+            "candidates must be a list of texts, found str",
+        ),
+        ("open_questions", {"question": "q", "answer": "x", "candidates": 3}, "candidates must be a list of texts, found int"),
+    ],
+)
+def test_a_row_of_other_types_is_told_with_file_and_row(tmp_path, name, row, message):
+    files = {f"{name}/test": write(tmp_path / "odd.parquet", [row])}
+    with pytest.raises(UserError, match=f"odd.parquet, row 0 .*{message}"):
+        build(name, split="test", files=files)[0]
+
+
+def test_a_row_that_is_not_utf8_a_column_twice_and_a_folder_are_told(tmp_path):
+    raw = pa.array([b"bro\xffken"])
+    text = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
+    tables = {
+        "bytes": pa.table({"question": text, "answer": ["#### 1"]}),
+        "twice": pa.Table.from_arrays([pa.array(["q"])] * 3, names=["question", "answer", "answer"]),
+    }
+    for name, message in (
+        ("bytes", "row 0 .*a text in it is not UTF-8"),
+        ("twice", "two columns answer"),
+        ("folder", "this is a folder"),
+    ):
+        path = tmp_path / name
+        pq.write_table(tables[name], path) if name in tables else path.mkdir()
+        with pytest.raises(UserError, match=f"{name}.*{message}"):
+            build("gsm8k", split="test", files={"gsm8k/test": path})[0]
+
+
+def test_texts_that_would_take_their_length_squared_take_their_length():
+    """A second or so each, where the regexes of old took hours."""
+    assert answer_parts("<<" * 500_000) == [{"type": "text", "text": "<<" * 500_000}]
+    assert find_code("```" + "\n" * 1_000_000) == "```"
+    assert find_code("```\n```") == "```\n```" and find_code("```\n\n```") == ""

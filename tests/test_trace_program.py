@@ -31,6 +31,7 @@ def world(tmp_path_factory):
     """A folder with the rows of a training and the models that it made: of this run, of another, with another vocabulary."""
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
+    small_tokenizer().save(folder / "tokenizer.json")
     (folder / "tokens").mkdir()
     for split in ("train", "validation"):
         np.save(folder / "tokens" / f"{split}.npy", random.integers(0, 256, (24, 65), dtype=np.uint16))
@@ -49,7 +50,8 @@ def publish_model(folder, *, vocab_size=300, **changes):
 
 
 def publish_there(folder, files, **specification):
-    publish(folder / "manifest.json", specification=specification, inputs={}, files=files, results={}, record={})
+    inputs = {"tokenizer": folder.parent / "tokenizer.json"}
+    publish(folder / "manifest.json", specification=specification, inputs=inputs, files=files, results={}, record={})
 
 
 def arguments(world, folder, beside=None, **changes):

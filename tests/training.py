@@ -71,7 +71,7 @@ def run(args, ranks) -> None:
         eval_every=args.eval_every,
         commits=Commits(args.folder / "resume", {"specification": {"seed": args.seed, "steps": args.steps}}),
         commit_every=args.commit_every,
-        numerics=Numerics(ranks.device.type, ranks.world_size, args.dtype, args.micro_batch),
+        numerics=Numerics(ranks.device.type, ranks.world_size, args.dtype, args.micro_batch, hardware=ranks.hardware),
         ranks=ranks,
         attempt=Attempt.from_environment(),
     )

@@ -27,13 +27,12 @@ from nanochat.downloads.http import transfer
 from nanochat.downloads.limits import CLOCK, LIMITS, Clock, Limits
 from nanochat.downloads.part import Part
 from nanochat.errors import UserError
-from nanochat.manifest import atomic_path
+from nanochat.storage import StorageError, atomic_path, storage_errors
 
 log = logging.getLogger("nanochat")
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 REMEDIES = {
-    errno.ENOSPC: "make room and run the same command again: it goes on from what arrived",
-    errno.EDQUOT: "your quota is used up; make room and run the same command again: it goes on from what arrived",
     errno.EROFS: "the folder is read-only; if it is shared, ask its owner to run the download, or use a folder of your own",
     errno.EACCES: "you may not write there; if the folder is shared, ask its owner to run the download, or use one of your own",
 }
@@ -58,10 +57,17 @@ def fetch(
             return fetch_local(url, destination, expected, confirm)
         return fetch_http(url, destination, expected, confirm, limits, clock)
     except UserError as error:
-        raise UserError(scrub(str(error), url)) from None
+        raise UserError(scrub(in_words(error, destination), url)) from None
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, "run the same command again")
-        raise UserError(f"{destination}: cannot be written ({error.strerror or error}); {remedy}") from None
+        raise UserError(f"{destination}: cannot be written ({error.strerror or error}); run the same command again") from None
+
+
+def in_words(error: UserError, destination: Path) -> str:
+    """What went wrong, and where the storage is to blame, what to do here."""
+    code = error.errno if isinstance(error, StorageError) else None
+    if code in FULL:
+        return f"{error}: it goes on from what arrived"
+    return f"{destination}: {REMEDIES[code]}" if code in REMEDIES else str(error)
 
 
 def fetch_local(url: str, destination: Path, expected: Expected, confirm: Callable[[Found], None]) -> Found:
@@ -70,7 +76,7 @@ def fetch_local(url: str, destination: Path, expected: Expected, confirm: Callab
     if not source.is_file():
         raise UserError(f"{url}: there is no such file")
     require_space(destination.parent, source.stat().st_size)
-    with atomic_path(destination) as temporary:
+    with atomic_path(destination, size=source.stat().st_size) as temporary:
         shutil.copyfile(source, temporary)
         found = check(temporary, url, expected, name=destination.name)
         confirm(found)
@@ -81,11 +87,16 @@ def fetch_http(
     url: str, destination: Path, expected: Expected, confirm: Callable[[Found], None], limits: Limits, clock: Clock
 ) -> Found:
     began = clock.monotonic()
-    with Part(destination, address=url, digest=expected.sha256) as part:
+    with storage_errors(destination) as needs, Part(destination, address=url, digest=expected.sha256) as part:
         already = part.size
-        found = fetch_whole(url, part, destination.name, expected, limits, clock)
+        try:
+            found = fetch_whole(url, part, destination.name, expected, limits, clock)
+        finally:
+            needs.num_bytes = part.missing
         try:
             confirm(found)
+        except StorageError:
+            raise
         except UserError:
             part.begin_anew()  # or the next start would go on from bytes that were refused
             raise

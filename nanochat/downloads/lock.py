@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nanochat.downloads.checks import Expected, Found
 from nanochat.errors import UserError
+from nanochat.storage import storage_errors
 
 log = logging.getLogger("nanochat")
 
@@ -49,7 +50,8 @@ class Lock:
         """Record what was found, unless a line stands already. UserError if that line says something else."""
         line = self.find(key, revision)
         if line is None:
-            self._append(Locked(key, revision, found.size, found.sha256, url, found.said_by))
+            with storage_errors(self.path):
+                self._append(Locked(key, revision, found.size, found.sha256, url, found.said_by))
             line = self.find(key, revision) or Locked(key, revision, found.size, found.sha256, url)
         if line.sha256 != found.sha256:
             raise UserError(f"{url}: sha256 is {found.sha256}, and {self.path} says {line.sha256}{self._remedy(key)}")

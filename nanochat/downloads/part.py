@@ -11,6 +11,7 @@ A process fetches a file once at a time.
 Not covered: a power failure while a file is fetched for which nobody has a digest.
 """
 
+import glob
 import hashlib
 import os
 import platform
@@ -35,6 +36,7 @@ class Part:
         self.etag: str | None = None
         self.digest = self._given_digest = digest
         self.total: int | None = None  # as an earlier answer stated it
+        self.announced: int | None = None  # as this one does
         self.is_pieced_together = False
         take_over(destination, self.path, self.note)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
@@ -56,6 +58,11 @@ class Part:
         return os.fstat(self._file.fileno()).st_size
 
     @property
+    def missing(self) -> int | None:
+        """Bytes that are still to come; None if nobody knows."""
+        return None if self.announced is None else self.announced - self.size
+
+    @property
     def can_go_on(self) -> bool:
         """Whether bytes that follow can be told from those of another file: by a strong ETag, or at the end by a digest."""
         return self.etag is not None or self.digest is not None
@@ -63,7 +70,7 @@ class Part:
     def describe(self, *, etag: str | None, size: int | None, digest: str | None) -> None:
         """Note what the bytes are the beginning of. Before they are written: a killed process must not leave unknown bytes."""
         self.etag = etag if etag and etag.startswith('"') else None  # a weak one (W/"...") does not stand for bytes
-        self.digest = digest
+        self.digest, self.announced = digest, size
         self.is_pieced_together = self.size > 0
         write_json(self.note, {"address_sha256": self.address, "etag": self.etag, "size": size, "sha256": digest})
 
@@ -107,6 +114,18 @@ def take_over(destination: Path, path: Path, note: Path) -> None:
             taken = take(part, path, note)
 
 
+def sweep_notes(destination: Path) -> None:
+    """Remove the notes of processes that were killed between publishing their bytes and removing what was noted of them."""
+    for note in destination.parent.glob(f".{glob.escape(destination.name)}.*.part.json"):
+        match = part_pattern(destination).fullmatch(note.name.removesuffix(".json"))
+        if match and not note.with_name(match[0]).exists() and is_gone(match[1], int(match[2]), note):
+            note.unlink(missing_ok=True)
+
+
+def part_pattern(destination: Path) -> re.Pattern[str]:
+    return re.compile(rf"\.{re.escape(destination.name)}\.([A-Za-z0-9_-]+)\.(\d+)\.part")
+
+
 def take(part: Path, path: Path, note: Path) -> bool:
     try:
         os.rename(part, path)
@@ -125,7 +144,7 @@ def note_of(part: Path) -> Path:
 
 
 def abandoned(destination: Path) -> list[Path]:
-    pattern = re.compile(rf"\.{re.escape(destination.name)}\.([A-Za-z0-9_-]+)\.(\d+)\.part")
+    pattern = part_pattern(destination)
     found = []
     for path in destination.parent.iterdir():
         match = pattern.fullmatch(path.name)

@@ -32,6 +32,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.jobs.processes import is_alive
 from nanochat.manifest import read_json_object
+from nanochat.storage import temporary_path
 
 log = logging.getLogger("nanochat")
 
@@ -183,11 +184,16 @@ def read_stop(state: Path, claim: int) -> dict[str, Any]:
 
 def write_whole(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a small file at once. Not synced: it tells of now, and after a power failure there is no now to tell of."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open(temporary, "w") as file:
-        let_all_read(file.fileno())
-        file.write(json.dumps(content, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    temporary = temporary_path(path.with_name(f"{path.name}.{threading.get_ident()}"))
+    try:
+        with open(temporary, "w") as file:
+            let_all_read(file.fileno())
+            file.write(json.dumps(content, sort_keys=True) + "\n")
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def let_all_read(descriptor: int) -> None:

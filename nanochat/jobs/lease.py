@@ -37,6 +37,7 @@ from nanochat.jobs.attempt import CLAIMS, ask_to_stop, let_all_read, newest_clai
 from nanochat.jobs.deadline import seconds_from_environment
 from nanochat.jobs.processes import is_alive, process_space, start_time
 from nanochat.manifest import read_json_object
+from nanochat.storage import sweep
 
 log = logging.getLogger("nanochat")
 
@@ -73,8 +74,8 @@ class Holder:
 class Lease:
     """A claim that this process holds, kept alive by a thread until it is released or lost."""
 
-    def __init__(self, state: Path, holder: Holder):
-        self.state, self.holder = state, holder
+    def __init__(self, state: Path, holder: Holder, *, on_loss: Callable[[], None] = lambda: None):
+        self.state, self.holder, self.on_loss = state, holder, on_loss
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.keep, name="heartbeat", daemon=True)
         self.beat()
@@ -93,7 +94,7 @@ class Lease:
         while not self.ended.wait(seconds):
             try:
                 if self.is_lost:
-                    return
+                    return self.on_loss()
                 self.beat()
                 can_write = True
             except OSError as error:  # full or unreachable for now; if it stays so, others will take us for dead
@@ -122,6 +123,7 @@ def take_lease(
     Raises UserError if a living holder does not let go in time, or if `should_stop()` becomes true while waiting.
     """
     (state / CLAIMS).mkdir(parents=True, exist_ok=True)
+    sweep(state)
     while True:
         newest = newest_claim(state)
         if newest and not is_released(state, newest):

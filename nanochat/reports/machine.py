@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nanochat.planning.hardware import find
+from nanochat.runs import TRAININGS
 from nanochat.schedule import flops_per_token
 from nanochat.text import (
     NOTHING,
@@ -19,6 +21,7 @@ from nanochat.text import (
     exact,
     fenced_json,
     given,
+    inline,
     memory,
     moment,
     percent,
@@ -88,7 +91,7 @@ def segment_blocks(finished: Sequence[StageData]) -> Blocks:
     """Where trainings stopped and went on, if any did; and whether they went on in the same numbers."""
     interrupted = [stage for stage in finished if len(stage.record.get("segments") or []) > 1]
     if not interrupted:
-        return []
+        return not_exact(trainings(finished))
     rows = [
         [
             stage.name,
@@ -102,12 +105,40 @@ def segment_blocks(finished: Sequence[StageData]) -> Blocks:
         for number, segment in enumerate(stage.record["segments"], start=1)
     ]
     blocks = [table(["training", "segment", "started (UTC)", "finished", "host", "steps"], rows, left=5)]
-    for stage in interrupted:
+    return [*blocks, *not_exact(trainings(finished))]
+
+
+def trainings(stages: Sequence[StageData]) -> list[StageData]:
+    return [stage for stage in stages if stage.name in TRAININGS]
+
+
+def not_exact(stages: Sequence[StageData]) -> Blocks:
+    """A sentence for each training whose bits are not those that an undisturbed run, or today's code, would have made."""
+    blocks = []
+    for stage in stages:
         if stage.record.get("is_exact") is False:
+            changes = [
+                f"from step {exact(segment.get('from_step'))} on {inline('; '.join(segment['changed']))}"
+                for segment in stage.record.get("segments") or []
+                if segment.get("changed")
+            ]
+            what = ". ".join(changes) or "other devices, numbers of processes or versions"
             blocks.append(
                 Markdown(
-                    f"{code(stage.name)} went on with other devices, numbers of processes or versions than it began with: "
-                    "its weights are not bit-identical to those of an undisturbed run."
+                    f"{code(stage.name)} was interrupted, and went on with something else than it began with, so its weights "
+                    f"are not bit-identical to those of an undisturbed run: {what}. The same sums in another order or with "
+                    "other rounding; the specification is the same."
+                )
+            )
+    trained = [stage for stage in stages if stage.record.get("generation")]
+    for before, after in pairwise(trained):
+        first, second = before.record["generation"], after.record["generation"]
+        if first != second:
+            blocks.append(
+                Markdown(
+                    f"{code(after.name)} was trained by code of generation {exact(second)}, from weights that "
+                    f"{code(before.name)} got from code of generation {exact(first)}: trained again, {code(before.name)} would "
+                    "get other bits."
                 )
             )
     return blocks

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat.presets import changed_components, nearest_preset
+from nanochat.reports.machine import not_exact
 from nanochat.schedule import count_parameters, flops_per_token
 from nanochat.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 
@@ -113,7 +114,12 @@ def token_blocks(stages: Stages) -> Blocks:
             left=2,
         ),
     ]
-    odd = [f"{stage.name}: {found}" for stage in finished if (found := oddities(stage.results.get("train", {})))]
+    odd = [
+        f"{stage.name}, {split}: {found}"
+        for stage in finished
+        for split in ("train", "validation")
+        if (found := oddities(stage.results.get(split, {})))
+    ]
     if odd:
         blocks.append(bullets(odd))
     for stage in finished:
@@ -184,6 +190,7 @@ def training(stages: Stages, *, figure: str) -> Blocks:
             "conversations), so bits per byte fall along a row and are not to be compared between rows."
         ),
         *first_validations(trainings),
+        *not_exact([stage for stage in trainings if stage.is_finished]),
     ]
 
 

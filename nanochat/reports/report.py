@@ -156,11 +156,13 @@ def missing_trace(trace: StageData) -> Markdown:
 
 def collect(name: str, manifest: Path | None, log: Path | None = None) -> StageData:
     """Read what a stage published. A file that does not verify is left out, and named in `damage`."""
-    if manifest is None or not manifest.exists():
+    if manifest is None:
         return StageData(name, problem=unfinished(name, manifest, log))
     try:
         artefact = open_verified(manifest)
     except UserError as error:
+        if not manifest.exists():
+            return StageData(name, problem=unfinished(name, manifest, log))
         return StageData(name, problem=Markdown(f"{code(name)} cannot be read: {inline(error)}"))
     stage = StageData(
         name,

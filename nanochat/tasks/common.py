@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanochat.errors import UserError
+from nanochat.jsonl import require_file
 from nanochat.messages import check_conversation
+from nanochat.text import listed, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +43,7 @@ class Task(Sequence):
     def __init__(self, name: str, split: str):
         self.name = name
         self.split = split
+        self.oddities: dict[str, int] = {}  # what was replaced or passed over in its files, counted for the record
 
     @abstractmethod
     def conversation(self, index: int) -> Conversation: ...
@@ -88,6 +91,8 @@ class TableTask(Task):
         number = int(self.order[index] - self.starts[part])
         try:
             return self.from_row(self.tables[part].slice(number, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.paths[part]}, row {number} ({self}): a text in it is not UTF-8") from error
         except ValueError as error:
             raise UserError(f"{self.paths[part]}, row {number} ({self}): {error}") from error
 
@@ -107,8 +112,14 @@ def exchange(question: str, answer: str | list[dict[str, str]]) -> list[dict[str
 
 
 def multiple_choice(question: str, choices: Sequence[str], letters: Sequence[str], answer: str) -> Conversation:
+    for letter in letters:
+        check_text(letter, "a label")
+    if len(set(letters)) < len(letters):
+        raise ValueError(f"a label is there twice: {listed(letters)}")
     if answer not in letters:
-        raise ValueError(f"the answer {answer!r} is none of {', '.join(letters)}")
+        raise ValueError(f"the answer {shown(answer)} is none of {listed(letters)}")
+    if len(letters) < 2:
+        raise ValueError("there is one choice; a question needs two or more")
     return {"messages": exchange(multiple_choice_prompt(question, choices, letters), answer), "letters": list(letters)}
 
 
@@ -159,7 +170,13 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         raise ValueError(str(error).removeprefix("conversation: ")) from None
     if len(turns) < 2:
         raise ValueError(f"a conversation needs a question and an answer, found {len(messages)} message(s)")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [{"role": message["role"], "content": known_keys(message["content"])} for message in messages]
+
+
+def known_keys(content: str | list[dict[str, Any]]) -> str | list[dict[str, str]]:
+    if isinstance(content, str):
+        return content
+    return [{"type": part["type"], "text": part["text"]} for part in content]
 
 
 def find_files(files: Files, key: str, *, task: Task) -> list[Path]:
@@ -187,15 +204,18 @@ def read_table(path: Path, columns: Sequence[str]) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if Path(path).exists():
+        require_file(Path(path), "the table")
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             # rows of MMLU's original auxiliary_train are wrapped in a field of their own
             is_wrapped = names == ["train"] and pa.types.is_struct(file.schema_arrow.field("train").type)
             table = file.read(names if is_wrapped else [name for name in columns if name in names])
+            num_rows = file.metadata.num_rows
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name that is not UTF-8
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: not a parquet file that can be read: {reason}") from error
     if is_wrapped:
@@ -205,7 +225,14 @@ def read_table(path: Path, columns: Sequence[str]) -> "pa.Table":
         )
     missing = [name for name in columns if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(names)}")
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; its columns are {listed(table.column_names if is_wrapped else names)}"
+        )
+    twice = [name for name in columns if table.column_names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}: two columns {twice[0]}; its columns are {listed(table.column_names)}")
     if table.num_rows == 0:
         raise UserError(f"{path}: the file has no rows")
+    if table.num_rows != num_rows:
+        raise UserError(f"{path}: its footer tells of {num_rows:,} rows, and it has {table.num_rows:,}. Download it again")
     return table.select(columns)

@@ -8,7 +8,8 @@ from typing import Any
 
 from nanochat.tasks.common import Conversation, TableTask, check_text, exchange, same_final_number
 
-CALL = re.compile(r"<<([^>]+)>>")
+# without `<` inside a call: no call of the data has one, and a text of many `<` and no `>` would take its length squared
+CALL = re.compile(r"<<([^<>]+)>>")
 
 
 class GSM8K(TableTask):

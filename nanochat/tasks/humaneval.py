@@ -9,7 +9,7 @@ from typing import Any
 from nanochat.sandbox import run_program
 from nanochat.tasks.common import Conversation, TableTask, check_text, exchange
 
-CODE_BLOCK = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
+CODE_BLOCK = re.compile(r"```(?:python)?[^\S\n]*\n")
 
 
 class HumanEval(TableTask):
@@ -35,8 +35,9 @@ def make_program(conversation: Conversation, answer: str) -> str:
 
 def find_code(answer: str) -> str:
     """The first block between ``` marks, or the whole answer if it has none."""
-    match = CODE_BLOCK.search(answer)
-    return (match.group(1) if match else answer).strip()
+    start = CODE_BLOCK.search(answer)
+    end = answer.find("\n```", start.end()) if start else -1  # one regex for both takes the square of the answer's length
+    return (answer[start.end() : end] if start and end >= 0 else answer).strip()
 
 
 def leading_imports(prompt: str) -> str:

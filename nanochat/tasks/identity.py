@@ -14,6 +14,7 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.tasks.common import ROW_ORDER_SEED, Conversation, Files, Task, exchange, is_for_test
+from nanochat.tokenizer import clean_text
 
 DEFAULT_ROWS = {"train": 400, "test": 40}
 MAX_DRAWS_A_ROW = 100
@@ -48,6 +49,8 @@ class Identity(Task):
 
 def make_conversations(identity: Mapping[str, Any], *, split: str, rows: int, seed: int) -> list[Conversation]:
     """`rows` different conversations."""
+    if clean_text(json.dumps(identity, ensure_ascii=False))[1]:
+        raise UserError("identity: half a character (a lone surrogate) is in it; write the whole one")
     topics = [*GENERAL, *topics_of(identity)]
     words = {key: str(identity.get(key) or "").strip().rstrip(".") for key in ("name", "makers", "purpose")}
     words["purpose"] = words["purpose"].removeprefix("to ")

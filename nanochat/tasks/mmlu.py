@@ -7,6 +7,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from nanochat.tasks.common import ChoiceTask, Conversation, check_text, multiple_choice
+from nanochat.text import shown
 
 
 class MMLU(ChoiceTask):
@@ -15,7 +16,7 @@ class MMLU(ChoiceTask):
     def from_row(self, row: dict[str, Any]) -> Conversation:
         question = check_text(row["question"], "question")
         match row["choices"], row["answer"]:
-            case list(choices), int(answer) if 0 <= answer < len(choices) <= len(ascii_uppercase):
+            case list(choices), int(answer) if 0 <= answer < len(choices) <= len(ascii_uppercase) and answer is not True:
                 letters = ascii_uppercase[: len(choices)]
                 return {**multiple_choice(question, choices, letters, letters[answer]), "subject": row["subject"]}
-        raise ValueError(f"answer must be the index of one of the choices, found {row['answer']!r}")
+        raise ValueError(f"answer must be the index of one of the choices, found {shown(row['answer'])}")

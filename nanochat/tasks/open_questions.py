@@ -18,6 +18,8 @@ class OpenQuestions(TableTask):
         answer = check_text(row["answer"], "answer")
         if not words(answer):
             raise ValueError("the answer has no words")
+        if not isinstance(row["candidates"], list | None):
+            raise ValueError(f"candidates must be a list of texts, found {type(row['candidates']).__name__}")
         candidates = [check_text(candidate, "a candidate") for candidate in row["candidates"] or []]
         return {"messages": exchange(check_text(row["question"], "question"), answer), "candidates": candidates}
 

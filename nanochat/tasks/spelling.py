@@ -7,6 +7,7 @@ or seed moves no word from one side to the other.
 Letters stand without a space before them ("r,a,w", "3:r"): " r" is another token than "r".
 """
 
+import logging
 import random
 from abc import abstractmethod
 from pathlib import Path
@@ -15,6 +16,7 @@ from string import ascii_lowercase
 import numpy as np
 
 from nanochat.errors import UserError
+from nanochat.jsonl import require_file
 from nanochat.tasks.common import (
     ROW_ORDER_SEED,
     TEST_ONE_IN,
@@ -28,6 +30,10 @@ from nanochat.tasks.common import (
     same_final_number,
 )
 
+log = logging.getLogger("nanochat")
+
+LONGEST_WORD = 64  # letters; the longest English one has 45
+
 
 class SpellingTask(Task):
     """`rows` items, one a word of the split; more items than words go through the words again, asked differently."""
@@ -39,7 +45,14 @@ class SpellingTask(Task):
         if split not in ("train", "test"):
             raise UserError(f"Task {name}: its splits are train and test, found {split!r}")
         path = find_files(files, "words", task=self)[0]
-        words = [word for word in read_words(path) if is_for_test(word) == (split == "test")]
+        listed, num_passed_over = read_words(path)
+        if num_passed_over:
+            log.warning(
+                f"{path}: {num_passed_over:,} entries were passed over: not of small letters alone, "
+                f"longer than {LONGEST_WORD}, or there twice"
+            )
+            self.oddities["words_passed_over"] = num_passed_over
+        words = [word for word in listed if is_for_test(word) == (split == "test")]
         if not words:
             raise UserError(f"{path}: no word of this list belongs to {self}; one word in {TEST_ONE_IN} is for the test")
         self.words = [words[i] for i in np.random.default_rng(seed).permutation(len(words))]
@@ -112,13 +125,18 @@ def casual(question: str, rng: random.Random) -> str:
     return question.rstrip("?.") if rng.random() < 0.4 else question
 
 
-def read_words(path: Path) -> list[str]:
-    """The words of a list, one a line with any line ends; what is not made of small letters only is passed over."""
+def read_words(path: Path) -> tuple[list[str], int]:
+    """The words of a list, one a line with any line ends, and how many entries were passed over.
+
+    A word is made of small letters only, is no longer than any real one, and counts once.
+    """
+    require_file(path, "the list of words")
     try:
-        lines = path.read_text(encoding="utf-8").split()
+        lines = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the list of words: {error}") from error
-    return list(dict.fromkeys(line for line in lines if line.isalpha() and line.islower()))
+    words = dict.fromkeys(line for line in lines if len(line) <= LONGEST_WORD and line.isalpha() and line.islower())
+    return list(words), len(lines) - len(words)
 
 
 SPELL_QUESTIONS = [

@@ -1,1 +1,1 @@
-"""Break it on purpose, and count: kills, crashes at every system call, damaged files, hostile text. `make torture` runs it all."""
+"""Break it on purpose, and count: kills, crashes at every system call, damaged files, hostile text. `make torture` runs all."""

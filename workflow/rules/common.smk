@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(workflow.basedir))
 
-from nanochat.jobs import preemption
+from nanochat.jobs import driver, preemption
 from nanochat.config import freeze, load_config
 from nanochat.planning.disk import is_as_specified, look, missing_sources, needs, num_cores, space_problems
 from nanochat.errors import UserError
@@ -228,6 +228,20 @@ def preflight_specification(wildcards):
         },
         sort_keys=True,
     )
+
+
+def claim_what_is_planned():
+    """Be the only Snakemake that works on these runs, or stop before the first job."""
+
+    def give_up(problem):
+        print(f"error: {problem}, as this one was silent for too long. Stopping.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    runs = {job.wildcards.get("run") for job in workflow.dag.needrun_jobs()} - {None}
+    try:
+        driver.claim_runs(Path("results"), runs, give_up=give_up)
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def refuse_what_cannot_work():

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat.identities import GENERATIONS, require_same_tokenizer
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json, write_json_lines
 from nanochat.partial import Parts, Stopped, Work, finish
@@ -48,9 +49,11 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
     with join_ranks(args.device) as ranks:
         if ranks.is_main:
             attempt.report(stage="base_eval", state="starting", **ranks.record())
+        tokens = open_verified(args.tokens)
+        require_same_tokenizer(tokens, open_verified(args.model).inputs.get("tokenizer"), whose=args.model)
         model, tokenizer = load_model(args.model.parent, ranks.device)
         bundle = verified_files(data)["eval_bundle"]
-        machine = {**ranks.record(), "dtype": model.dtype_name}
+        machine = {**ranks.record(), "hardware": ranks.hardware, "dtype": model.dtype_name}
         parts = Parts.of_stage(
             stage,
             ranks,
@@ -60,7 +63,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
             machine=machine,
         )
         try:
-            bits_per_byte = evaluate_rows(model, tokenizer, open_verified(args.tokens), specification["eval_tokens"], parts)
+            bits_per_byte = evaluate_rows(model, tokenizer, tokens, specification["eval_tokens"], parts)
             parts.expect({"samples": Work("samples", 0)})  # seconds, and nothing to tell them from
             core, examples = evaluate_core(
                 model,
@@ -80,7 +83,12 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
             write_json(stage.folder / "core.json", core)
             write_json(stage.folder / "samples.json", samples)
             write_json_lines(stage.folder / "examples.jsonl", examples)
-            parts.publish(stage, ["core.json", "examples.jsonl", "samples.json"], results=results, record=machine)
+            parts.publish(
+                stage,
+                ["core.json", "examples.jsonl", "samples.json"],
+                results=results,
+                record={**machine, "generation": GENERATIONS["base_eval"]},
+            )
         ranks.wait()
 
 

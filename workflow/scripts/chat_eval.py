@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat.identities import GENERATIONS
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json_lines
 from nanochat.partial import Parts, Stopped, finish
@@ -45,7 +46,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
         files = verified_files(data)
         rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
         chosen = {task: tasks.build(task, split="test", files=files, rows=rows.get(task)) for task in specification["tasks"]}
-        machine = {**ranks.record(), "dtype": model.dtype_name}
+        machine = {**ranks.record(), "hardware": ranks.hardware, "dtype": model.dtype_name}
         parts = Parts.of_stage(stage, ranks, name=name, num_tasks=len(chosen), attempt=attempt, machine=machine)
         try:
             results, answers = evaluate_chat(
@@ -65,7 +66,7 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
         if ranks.is_main:
             write_json_lines(stage.folder / "answers.jsonl", answers)
             results["samples"] = first_answers(chosen, answers)
-            parts.publish(stage, ["answers.jsonl"], results=results, record=machine)
+            parts.publish(stage, ["answers.jsonl"], results=results, record={**machine, "generation": GENERATIONS["chat_eval"]})
         ranks.wait()
 
 

@@ -11,6 +11,7 @@ from nanochat.downloads.ask import redact
 from nanochat.downloads.checks import Expected, Found, check
 from nanochat.downloads.fetch import fetch
 from nanochat.downloads.lock import Lock
+from nanochat.downloads.part import sweep_notes
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, atomic_path
 from nanochat.stage import Stage, log, run_program
@@ -31,6 +32,7 @@ def main() -> None:
     destination = args.manifest.with_name(args.manifest.name.removesuffix(f".{MANIFEST}"))
     require_writable(destination)
     stage = Stage(args.manifest, specification=args.specification, inputs={})
+    sweep_notes(destination)
     lock = Lock(args.lock)
     expected = expectation(entry, lock)
     is_done = stage.is_done()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.identities import require_same_tokenizer
 from nanochat.manifest import open_verified
 from nanochat.planning import predict
 from nanochat.planning.inventory import find_problems
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace, stage: Stage, tokens: dict[str, Path], data: d
     preflight.open_engine(model, tokenizer)
     opened: dict[str, Any] = {}
     for name, path in tokens.items():
+        require_same_tokenizer(open_verified(path), stage.found["tokenizer"], whose=args.tokenizer)
         training = specification["trainings"][name]
         opened[name] = preflight.open_tokens(open_verified(path), **training, vocab_size=model["vocab_size"])
     files = {key: path.with_name(path.name.removesuffix(".manifest.json")) for key, path in data.items()}

@@ -34,6 +34,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if args.manifest:
         stage = Stage(args.manifest, specification=args.specification, inputs=stages)
+        stage.withdraw()
     else:
         (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier report, which is about to be overwritten
     files = write_report(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat.identities import require_same_tokenizer
 from nanochat.manifest import open_verified, read_json_lines, write_json
 from nanochat.stage import Stage, log, run_program, stage_parser
 
@@ -57,6 +58,7 @@ def make_trace(args) -> dict[str, Any]:
     from nanochat.tracing.step import trace_step
 
     specification, trained, tokens = args.specification, open_verified(args.model), open_verified(args.tokens)
+    require_same_tokenizer(tokens, trained.inputs.get("tokenizer"), whose=args.model)
     training, num_tokens = specification["model"], specification["step_tokens"]
     model, tokenizer = load_model(args.model.parent, dtype="float32")
     other = counterpart(model.config)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat.errors import UserError
+from nanochat.identities import GENERATIONS, identity_of, require_same_tokenizer, require_same_work
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import open_verified, write_json_lines
 from nanochat.schedule import flops_per_token, num_training_steps
@@ -47,7 +49,7 @@ def main() -> None:
 
 def run(args, stage: Stage) -> None:
     from nanochat.checkpoint import Commits
-    from nanochat.dataloader import Loader, open_rows
+    from nanochat.dataloader import Loader, fingerprint, open_rows
     from nanochat.determinism import use_deterministic_kernels
     from nanochat.distributed import choose_dtype, join_ranks
     from nanochat.optimizer import build_optimizer
@@ -58,11 +60,11 @@ def run(args, stage: Stage) -> None:
     with join_ranks(args.device) as ranks:
         if ranks.device.type == "cuda":
             use_deterministic_kernels()  # on CPUs the fast kernels are
-        tokenizer = Tokenizer.load(open_verified(args.tokenizer).path("tokenizer.json"))
-        model = build_model(args, ranks)
-        if tokenizer.vocab_size != model.config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {model.config.vocab_size:,}")
+        inputs = stage.found
         tokens = open_verified(args.tokens)
+        require_same_tokenizer(tokens, inputs["tokenizer"], whose=args.tokenizer)
+        tokenizer = Tokenizer.load(open_verified(args.tokenizer).path("tokenizer.json"))
+        model = build_model(args, tokenizer, ranks)
         rows, validation = (open_rows(tokens, split, verify=ranks.is_main) for split in ("train", "validation"))
         loader = Loader(rows, specification["total_batch_tokens"] // rows.sequence_len, specification["seed"])
         schedule = Schedule(
@@ -72,7 +74,8 @@ def run(args, stage: Stage) -> None:
             warmdown_ratio=specification["warmdown_ratio"],
             final_lr_ratio=specification["final_lr_ratio"],
         )
-        commits = Commits(args.resume, {"specification": stage.specification, "inputs": stage.input_identities()})
+        identity = identity_of("training", specification, inputs)
+        commits = Commits(args.resume, identity, stage.inputs)
         # what the specification leaves open is chosen when the training begins, and kept wherever it goes on
         kept = commits.numerics() or {}
         model.compute_dtype = choose_dtype(kept.get("dtype", specification["dtype"]), ranks.device)
@@ -85,6 +88,8 @@ def run(args, stage: Stage) -> None:
             weight_decay=specification["weight_decay"],
             ranks=ranks,
         )
+        data = {"train": fingerprint(rows), "validation": fingerprint(validation), "order": loader.fingerprint()}
+        require_same_work(ranks, {**identity, "schedule": asdict(schedule), "numerics": asdict(numerics), "data": data})
         log.info(
             f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
             f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
@@ -120,14 +125,33 @@ def run(args, stage: Stage) -> None:
         ranks.wait()
 
 
-def build_model(args, ranks: Ranks) -> GPT:
+def build_model(args, tokenizer: Tokenizer, ranks: Ranks) -> GPT:
     from nanochat.checkpoint import load_model
     from nanochat.gpt import GPT, GPTConfig
 
     if args.start_from:
-        model, _ = load_model(args.start_from.parent, ranks.device)
+        model, own = load_model(args.start_from.parent, ranks.device)
+        if own.identity != tokenizer.identity:
+            size = ", of the same size" if own.vocab_size == tokenizer.vocab_size else ""
+            raise UserError(f"{args.start_from}: this model was trained with another tokenizer than {args.tokenizer}{size}")
+        tell_generation(args.start_from)
         return model.train()
-    return GPT(GPTConfig(**args.model)).init_weights(args.specification["seed"]).to(ranks.device)
+    config = GPTConfig(**args.model)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size:,} tokens and the model {config.vocab_size:,}")
+    if different := [key for key, value in args.specification["model"].items() if args.model.get(key) != value]:
+        raise UserError(f"--model and the specification differ in {', '.join(different)}; the workflow makes both from one")
+    return GPT(config).init_weights(args.specification["seed"]).to(ranks.device)
+
+
+def tell_generation(start_from: Path) -> None:
+    """A finished training stays finished when the code changes; what goes on from it should not hide that."""
+    found, current = open_verified(start_from).record().get("generation"), GENERATIONS["training"]
+    if found != current:
+        log.warning(
+            f"{start_from.parent}: trained by code of generation {found}; this is generation {current}, which would make other "
+            "bits of it. Going on from it as it is; to train it again, delete its folder and its commits"
+        )
 
 
 def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
@@ -158,7 +182,7 @@ def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) 
         world_size=ranks.world_size,
     )
     muon_dtype = str(choose_dtype("auto", ranks.device)).removeprefix("torch.")
-    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch, muon_dtype)
+    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch, muon_dtype, ranks.hardware)
 
 
 def evaluate(

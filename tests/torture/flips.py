@@ -1,0 +1,249 @@
+"""One flipped bit on one rank of a small training, anywhere: does it ever reach a commit?
+
+A trial flips a bit of a weight, of the optimizer's state or of a summed gradient of one rank, at some step; then the training
+must end in an error on every rank, with no commit made after the flip. Errors that name another tensor than the flipped one, or
+among three ranks another rank, count as failures, too. A flip that is rounded away before anything was made of it (when the
+gradient is clipped) may pass, if the model that is published has the bits of an undisturbed training.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanochat import train as module
+from nanochat.agreement import STEPS, Agreement, fingerprint
+from nanochat.checkpoint import Commits, weights
+from nanochat.dataloader import Loader, PackedRows
+from nanochat.distributed import Ranks
+from nanochat.errors import UserError
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optimizer import Optimizer, build_optimizer
+from nanochat.train import Numerics, Schedule, Training, train
+from torture import forked
+
+SIZES = {"vocab_size": 41, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "n_embd": 16, "sequence_len": 8}
+NUM_STEPS, COMMIT_EVERY = 4, 2
+WHERE = ("weight before the forward pass", "weight after the update", "optimizer before the forward pass", "gradient")
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Which bit of which element of which tensor, on which rank, and when. `place` is one of WHERE."""
+
+    rank: int
+    step: int
+    place: str
+    tensor: str
+    element: int
+    bit: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}, step {self.step}, {self.place}: {self.tensor}[{self.element}] bit {self.bit}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training with a flip ended on a rank."""
+
+    error: str | None
+    kind: str
+    last_commit: int
+    published: str | None  # a fingerprint of the final weights
+
+
+def plan(number: int, world_size: int, seed: int) -> list[Flip]:
+    """Flips over all ranks, steps, places and tensors; all 32 bits come up equally often."""
+    rng = random.Random(f"{seed} {world_size}")
+    model, optimizer = build(Ranks())
+    shapes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    state = {name: tensor.numel() for name, tensor in optimizer.state().items()}
+    flips = []
+    for index in range(number):
+        place = WHERE[index % len(WHERE)]
+        tensors = state if place.startswith("optimizer") else shapes
+        tensor = rng.choice(sorted(tensors))
+        bit, element = index // len(WHERE) * 13 % 32, rng.randrange(tensors[tensor])
+        flips.append(Flip(rng.randrange(world_size), rng.randrange(NUM_STEPS), place, tensor, element, bit))
+    return flips
+
+
+def try_all(flips: Sequence[Flip], folder: Path, world_size: int, *, compares: bool = True) -> list[list[Outcome]]:
+    """The outcomes of each flip's training, a list a rank. One group of processes makes many trainings, one after the other."""
+    outcomes: list[list[Outcome]] = []
+    while len(outcomes) < len(flips):
+        left = list(enumerate(flips))[len(outcomes) :]
+        of_ranks = forked.run(make_trainings, left, folder, compares, world_size=world_size)
+        broken = [found for found in of_ranks if isinstance(found, forked.Failed)]
+        if broken:
+            raise AssertionError(f"{broken[0].message}\n{broken[0].trace}")
+        # a rank that failed alone has left its group, as under torchrun: its trial counts, and the next begins with new ones
+        together = min(map(len, of_ranks))
+        outcomes += [list(trial) for trial in zip(*(found[:together] for found in of_ranks), strict=True)]
+    return outcomes
+
+
+def make_trainings(ranks: Ranks, numbered: list[tuple[int, Flip]], folder: Path, compares: bool) -> list[Outcome]:
+    """On a rank: the trainings one after the other, until one of them ends on this rank alone."""
+    if not compares:
+        Agreement.require = lambda self, step: fingerprint(self.held)  # negative control
+    outcomes = []
+    for number, flip in numbered:
+        outcome = train_with(ranks, flip, folder / f"{number:05d}")
+        outcomes.append(outcome)
+        if outcome.kind not in ("", "RanksDisagree"):
+            break
+    return outcomes
+
+
+def train_with(ranks: Ranks, flip: Flip | None, folder: Path) -> Outcome:
+    model, optimizer = build(ranks)
+    loader = Loader(make_rows(ranks, folder), batch_rows=2 * ranks.world_size, seed=1)
+    undo = inject(flip, ranks, model, optimizer, loader) if flip else lambda: None
+    error, kind, training = None, "", None
+    try:
+        training = train_small(model, optimizer, loader, ranks, folder)
+    except (UserError, RuntimeError) as problem:  # RuntimeError: gloo, when another rank is gone
+        error, kind = str(problem), type(problem).__name__
+    finally:
+        undo()
+    steps = [int(path.name.removeprefix("step_")) for path in (folder / "resume").glob("step_*")]
+    return Outcome(error, kind, max(steps, default=0), fingerprint(weights(model)) if training else None)
+
+
+def train_small(model: GPT, optimizer: Optimizer, loader: Loader, ranks: Ranks, folder: Path) -> Training | None:
+    return train(
+        model,
+        optimizer,
+        loader,
+        name="test",
+        schedule=Schedule(NUM_STEPS),
+        grad_clip=1.0,
+        evaluate=lambda model: {},
+        eval_every=0,
+        commits=Commits(folder / "resume", {"specification": {}}),
+        commit_every=COMMIT_EVERY,
+        numerics=Numerics("cpu", ranks.world_size, "float32", 2),
+        ranks=ranks,
+    )
+
+
+def build(ranks: Ranks) -> tuple[GPT, Optimizer]:
+    model = GPT(GPTConfig.preset("nanochat", **SIZES)).init_weights(3)
+    return model, build_optimizer(model, matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.01, ranks=ranks)
+
+
+def make_rows(ranks: Ranks, folder: Path) -> PackedRows:
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        start, stride = np.arange(16)[:, None], 1 + np.arange(16)[:, None] % 5
+        rows = (start + stride * np.arange(SIZES["sequence_len"] + 1)) % SIZES["vocab_size"]
+        np.save(folder / "rows.npy", rows.astype(np.uint16))
+    ranks.wait()
+    return PackedRows([folder / "rows.npy"])
+
+
+def inject(flip: Flip, ranks: Ranks, model: GPT, optimizer: Optimizer, loader: Loader) -> Any:
+    """Have the bit flipped when its moment comes, if this is its rank. Returns what takes the injection out again."""
+    clip, batch, step_of = module.clip_gradients, loader.batch, optimizer.step
+    parameters, now = dict(model.named_parameters()), {"step": -1}
+
+    def is_now(place: str) -> bool:
+        return (flip.rank, flip.step, flip.place) == (ranks.rank, now["step"], place)
+
+    def batch_with(step: int, *others):
+        now["step"] = step
+        if is_now(WHERE[0]):
+            flip_bit(parameters[flip.tensor], flip)
+        if is_now(WHERE[2]):
+            flip_bit(optimizer.state()[flip.tensor], flip)
+        return batch(step, *others)
+
+    def clip_with(tensors, limit):
+        if is_now("gradient"):
+            flip_bit(parameters[flip.tensor].grad, flip)
+        return clip(tensors, limit)
+
+    def step_with(**arguments):
+        step_of(**arguments)
+        if is_now(WHERE[1]):
+            flip_bit(parameters[flip.tensor], flip)
+
+    loader.batch, module.clip_gradients, optimizer.step = batch_with, clip_with, step_with
+    return lambda: setattr(module, "clip_gradients", clip)
+
+
+@torch.no_grad()
+def flip_bit(tensor: torch.Tensor, flip: Flip) -> None:
+    bits = tensor.view(torch.int32).view(-1)
+    bits[flip.element] ^= torch.tensor(1 << flip.bit, dtype=torch.int64).to(torch.int32)
+
+
+# -- judging -----------------------------------------------------------------------------------------------------------------
+
+
+def undisturbed(folder: Path, world_size: int) -> str:
+    """A fingerprint of the weights that a training without a flip publishes."""
+    first, *others = forked.run(train_with, None, folder, world_size=world_size)
+    assert all(other == first for other in others) and first.published, (first, others)
+    return first.published
+
+
+def is_harmless(outcomes: Sequence[Outcome], right: str) -> bool:
+    return all(outcome.published == right for outcome in outcomes)
+
+
+def failure_of(flip: Flip, outcomes: Sequence[Outcome], right: str) -> str | None:
+    """What is wrong with how a training with a flipped bit ended; None if all is as promised."""
+    if flip.place == "gradient" and is_harmless(outcomes, right):
+        return None
+    if any(outcome.published for outcome in outcomes):
+        return f"{flip}: the training ended as if nothing had happened"
+    if any(outcome.last_commit > flip.step for outcome in outcomes):
+        return f"{flip}: it is in the commit of step {max(outcome.last_commit for outcome in outcomes)}"
+    if any(outcome.error is None for outcome in outcomes):
+        return f"{flip}: not every rank ended"
+    told = [outcome.error or "" for outcome in outcomes if outcome.kind == "RanksDisagree"]
+    others = [outcome.error or "" for outcome in outcomes if outcome.kind == "UserError"]
+    if not told and not any("the update was not made" in error or "NaN or infinity" in error for error in others):
+        return f"{flip}: {outcomes[0].error}"
+    if told and not any(name in told[0] for name in (flip.tensor, STEPS, "more. A bit")):
+        return f"{flip}: the message names neither it nor its step: {told[0]}"
+    if told and len(outcomes) > 2 and f"rank {flip.rank} (" not in told[0].split(" of ")[0]:
+        return f"{flip}: the message names another rank: {told[0]}"
+    return None
+
+
+# -- NaN and infinity --------------------------------------------------------------------------------------------------------
+
+
+def try_not_finite(ranks: Ranks, folder: Path) -> list[str | None]:
+    """Each tensor in turn gets a NaN or an infinity just before a commit: what is wrong with how that ended, or None."""
+    model, optimizer = build(ranks)
+    names = [*dict(model.named_parameters()), *optimizer.state()]
+    values = (float("nan"), float("inf"), float("-inf"))
+    return [spoil(ranks, name, values[i % 3], folder / f"{i:03d}") for i, name in enumerate(names)]
+
+
+def spoil(ranks: Ranks, name: str, value: float, folder: Path) -> str | None:
+    model, optimizer = build(ranks)
+    loader = Loader(make_rows(ranks, folder), batch_rows=2, seed=1)
+    held, step_of = {**dict(model.named_parameters()), **optimizer.state()}, optimizer.step
+
+    def step_with(*, step: int, lr_scale: float):
+        step_of(step=step, lr_scale=lr_scale)
+        if step == COMMIT_EVERY - 1:
+            held[name].detach().view(-1)[-1] = value
+
+    optimizer.step = step_with
+    try:
+        train_small(model, optimizer, loader, ranks, folder)
+    except UserError as error:
+        made = list((folder / "resume").glob("step_*"))
+        right = name in str(error) and "NaN or infinity" in str(error) and not made
+        return None if right else f"{name}: {error} {made}"
+    return f"{name}: {value} was committed"
