@@ -201,6 +201,7 @@ def read_record(manifest: Path) -> dict[str, Any]:
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with a digest of itself, which `is_sealed` looks at."""
     as_read = json.loads(as_json(content))  # numbers as keys become text, and are sorted as such
+    as_read.pop(DIGEST, None)  # of what it was made from
     return {**as_read, DIGEST: digest_of(as_read)}
 
 

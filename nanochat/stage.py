@@ -61,8 +61,18 @@ class Stage:
         return identities(self.inputs)
 
     def publish(self, files: Sequence[str], *, results: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> None:
-        self.refuse_other_inputs()
-        self.refuse_other_bytes(files)
+        try:
+            self.refuse_other_inputs()
+            self.refuse_other_bytes(files)
+            self.write_manifest(files, results, record or {})
+        except FileNotFoundError as error:  # a declared output, such as a page, which Snakemake deletes before its job
+            raise UserError(
+                f"{error.filename}: vanished before this stage was published. Another Snakemake that is to make it again does "
+                "that: run the same command again when it has finished"
+            ) from None
+        log.info(f"{self.manifest}: published")
+
+    def write_manifest(self, files: Sequence[str], results: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         finished = now()
         defaults = {
             "started": self.started.isoformat(),
@@ -78,9 +88,8 @@ class Stage:
             inputs=self.found,
             files=files,
             results=results,
-            record={**defaults, **(record or {})},
+            record={**defaults, **record},
         )
-        log.info(f"{self.manifest}: published")
 
     def refuse_other_inputs(self) -> None:
         """UserError if something was made anew while this stage read it: the manifest would name what it is not made from."""

@@ -1,4 +1,4 @@
-"""A damaged artefact is refused, made again or told, and never used: a few trials of each type. `make torture` makes thousands.
+"""A damaged artefact is refused, made again or told, and never used: a trial of each type. `make torture` makes thousands.
 
 What is tried, and what counts as harm, is in tests/torture/corruption.py.
 """
@@ -55,15 +55,15 @@ def test_every_type_of_artefact_is_read_by_a_program_or_said_to_be_read_by_peopl
 
 @pytest.mark.slow
 def test_no_damaged_file_of_any_type_is_used_without_a_word(world):
-    outcomes = attempt_all(plan(world, 2, seed=1), world, say=print)
-    assert len(outcomes) > len(world.types)
+    outcomes = attempt_all(plan(world, 1, seed=1), world, say=print)
+    assert len(outcomes) >= 25  # most types: of some there is a single file, which nothing can be swapped with
     assert [outcome.wrong for outcome in outcomes if outcome.wrong] == []
     assert [outcome.seen_by_verify for outcome in outcomes if outcome.seen_by_verify not in (None, "not asked")] == []
 
 
 @pytest.mark.slow
 def test_without_sha256_the_same_check_finds_damage_that_is_used(world):
-    outcomes = attempt_all(control_trials(world, 12, seed=1), world, say=print)
+    outcomes = attempt_all(control_trials(world, 10, seed=1), world, say=print)
     assert any(outcome.word == "used silently" for outcome in outcomes), [outcome.word for outcome in outcomes]
 
 

@@ -70,8 +70,8 @@ def test_the_second_snakemake_is_refused_and_the_first_goes_on_until_it_is_kille
 @pytest.mark.slow
 def test_a_mixture_would_be_seen(finished, tmp_path):
     """The eyes of the trials: two programs in one stage, a manifest that is not true, and bytes that differ."""
-    problem = told(Trial(2, drivers.UNCHECKED, "report", 0.0, has_leases=False), finished, tmp_path, print)
-    assert problem is not None and "two programs at once in report" in problem
+    problem = told(Trial(2, drivers.UNCHECKED, "trace", 0.0, has_leases=False), finished, tmp_path, print)
+    assert problem is not None and "two programs at once in trace" in problem
     project = copy_of(finished.world.folder, tmp_path / "project")
     world = Quick(project.folder)
     assert list(drivers.untrue(world)) == []
@@ -203,6 +203,13 @@ def test_two_that_publish_the_same_work_agree_or_both_are_refused(tmp_path, thei
         return
     with pytest.raises(UserError, match=r"out\.txt: not deterministic\. .* sha256 is \w{64} here and \w{64} there"):
         second.publish(["out.txt"], results={})
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_page_that_another_snakemake_deletes_before_it_is_published_is_named(tmp_path):
+    stage = Stage(tmp_path / "manifest.json", specification={}, inputs={})
+    with pytest.raises(UserError, match=r"report\.html: vanished before this stage was published"):
+        stage.publish(["report.html"], results={})
     assert not (tmp_path / "manifest.json").exists()
 
 

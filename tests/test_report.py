@@ -323,6 +323,13 @@ def test_damaged_metrics_cost_their_curve_and_are_named(run):
     assert training["sft"][-3:] == ["0.5321", "0.4321", "0.4321"]
 
 
+def test_an_exchanged_manifest_is_told(run):
+    other = run.manifests["mid_train"].read_bytes()
+    run.manifests["sft"].write_bytes(other)
+    text = run.report()
+    assert "`sft`: manifest and record do not belong together" in text and "`mid_train`: manifest and" not in text
+
+
 def test_damaged_manifest_is_named(run):
     run.manifests["base_eval"].write_text("{")
     text = run.report()

@@ -15,7 +15,7 @@ from typing import Any
 
 from nanochat import runs
 from nanochat.errors import UserError
-from nanochat.manifest import Artefact, atomic_path, open_verified
+from nanochat.manifest import Artefact, atomic_path, open_verified, record_path
 from nanochat.reports import components, forward, machine, making, plots, predictions, scores, step
 from nanochat.reports.document import write_document
 from nanochat.reports.figures import HEADLINES, TIMES, report_figures
@@ -172,6 +172,13 @@ def collect(name: str, manifest: Path | None, log: Path | None = None) -> StageD
         record=artefact.record(),
         identity=artefact.identity,
     )
+    if not stage.record and record_path(manifest).exists():
+        stage.damage.append(
+            Markdown(
+                f"{code(name)}: manifest and record do not belong together, so one of them is damaged or was exchanged; "
+                f"{code('python -m nanochat.verify')} tells which. Its results below may be another stage's."
+            )
+        )
     stage.config = read(stage, artefact, "config.json") or {}
     stage.metrics = read(stage, artefact, "metrics.jsonl") or []
     stage.trace = read(stage, artefact, "trace.json") or {}

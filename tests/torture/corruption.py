@@ -139,7 +139,7 @@ class World:
 
     def made_anew(self, consumer: Consumer) -> str | None:
         """What a program makes that found its own work damaged: with other threads than the run's, other last digits."""
-        if consumer.keeps != "files" or self.is_exact:
+        if consumer.keeps != "files":
             return None
         work = replace(consumer, name=consumer.made_by.name, keeps="")
         if work.name not in self.undisturbed:

@@ -56,7 +56,8 @@ is_program = program and not program.endswith("launch.py") and "nanochat.jobs.to
 if is_program and "NANOCHAT_STATE" in os.environ and os.environ.get("RANK", "0") == "0":
     stage = os.environ["NANOCHAT_STATE"].split("/resume/")[1].replace("/", "_")
     held = open(os.path.join(os.environ["DRIVERS_WATCH"], stage), "a")  # closed when this process ends
-    end = time.monotonic() + 2  # what the one before left behind may take a moment to die
+    # what the one before left behind may take a moment to die
+    end = time.monotonic() + (0 if "DRIVERS_WITHOUT_LEASES" in os.environ else 2)
     while True:
         try:
             flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,6 +77,7 @@ CLEAR = re.compile(
     r"|has taken this stage over"
     r"|another program replaced what it reads"
     r"|another Snakemake makes or publishes it again"
+    r"|vanished before this stage was published"
     r"|did not let go within"
     r"|was begun with|is of another training"
 )
