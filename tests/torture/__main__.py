@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from torture.board import Row
@@ -74,7 +75,7 @@ def run(part: str, options: argparse.Namespace) -> list[dict]:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         say(part, f"its folder stays: {folder}")
-    return [entry(row, size=options.size, seed=options.seed, seconds=seconds) for row in rows]
+    return [entry(replace(row, part=part), size=options.size, seed=options.seed, seconds=seconds) for row in rows]
 
 
 def say(part: str, text: str) -> None:

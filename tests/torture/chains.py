@@ -103,8 +103,8 @@ def in_process(folder: Path, *, claim: int = 1, stop_at: int = 0, begin: int = 0
 
 
 TAMPERS = {
-    "optimizer": "control: commits without the optimizer's state",
-    "loader": "control: a loader that begins anew after every resume",
+    "optimizer": "commits without the optimizer's state",
+    "loader": "a loader that begins anew after every resume",
 }
 
 

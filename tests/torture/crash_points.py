@@ -270,7 +270,7 @@ KILLED = "every system call of every publish path, killed there: old or new stat
 FAILED = "every write, sync, opening and renaming fails (full, over quota, broken): clean stop in words, and the same"
 POWER = "what a manifest names is synced before the manifest has its name"
 FULL = "a disk that is really full, of bytes or of files: told so, and with room again the same bits"
-CONTROL = "control: files written under their final names, killed at every call of publishing and committing"
+CONTROL = "files written under their final names, killed at every call of publishing and committing"
 
 
 def rows(size: int, *, seed: int, folder: Path, say: Say) -> list[Row]:

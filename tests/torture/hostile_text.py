@@ -61,9 +61,9 @@ def all_rows(size: int, *, seed: int, folder: Path, say: Say) -> list[Row]:
         "the vocabulary is the same for any threads, hash seeds and orders",
         hostile_sizes.vocabularies(seed, runs=3 + size // 50),
     )
-    add("control: without the cut of long runs, blanks break the tokenizer",
+    add("without the cut of long runs, blanks break the tokenizer",
         special_tokens.without_the_cut(tokenizer), is_control=True)  # fmt: skip
-    add("control: with special tokens allowed in text, text makes special ids",
+    add("with special tokens allowed in text, text makes special ids",
         special_tokens.with_specials_allowed(seed, tokenizer), is_control=True)  # fmt: skip
     return found
 

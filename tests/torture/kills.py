@@ -269,4 +269,4 @@ def control(golden: Golden, world: World) -> Row:
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     found = golden.differences(world)
     path.write_bytes(good)
-    return row("kills", "control: one bit of a finished model is flipped", ["; ".join(found) or None], is_control=True)
+    return row("kills", "one bit of a finished model is flipped", ["; ".join(found) or None], is_control=True)
