@@ -175,8 +175,9 @@ def collect(name: str, manifest: Path | None, log: Path | None = None) -> StageD
     if not stage.record and record_path(manifest).exists():
         stage.damage.append(
             Markdown(
-                f"{code(name)}: manifest and record do not belong together, so one of them is damaged or was exchanged; "
-                f"{code('python -m nanochat.verify')} tells which. Its results below may be another stage's."
+                f"{code(name)}: {code(manifest)} and the record beside it do not belong together: one of them is damaged or "
+                f"was exchanged, and what is shown here may be of another stage. To put it right, run: "
+                f"{code(f'python -m nanochat.verify --repair {manifest.parent}')}"
             )
         )
     stage.config = read(stage, artefact, "config.json") or {}
