@@ -78,7 +78,8 @@ def weights(model: GPT) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, where: object) -> None:
+def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, where: object = "the weights") -> None:
+    """Copy tensors into a model's parameters. UserError, with `where` in front, unless they are just those, by name and shape."""
     require_same_tensors(where, tensors, dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
@@ -99,7 +100,7 @@ def require_same_tensors(where: object, found: Mapping[str, Tensor], wanted: Map
     ]
     if problems:
         more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise UserError(f"{where}: does not hold the tensors of this model: {'; '.join(problems[:NAMED])}{more}")
+        raise UserError(f"{where}: not the tensors of this model: {'; '.join(problems[:NAMED])}{more}")
 
 
 # -- commits -----------------------------------------------------------------------------------------------------------------
