@@ -79,7 +79,7 @@ def weights(model: GPT) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], *, where: object = "the weights") -> None:
-    """Copy tensors into a model's parameters. UserError, with `where` in front, unless they are just those, by name and shape."""
+    """Copy tensors into a model. UserError, with `where` in front, unless they are just its parameters, by name and shape."""
     require_same_tensors(where, tensors, dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
         parameter.copy_(tensors[name])
