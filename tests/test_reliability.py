@@ -63,8 +63,8 @@ def test_rows_of_other_parts_stay_when_one_part_is_written(monkeypatch, tmp_path
     def entry(part, promise):
         return scoreboard.entry(Row(part, promise, 3, 0), size=3, seed=1, seconds=1.0)
 
-    scoreboard.write([entry("kills", "first"), entry("stamps", "second")])
+    scoreboard.write([entry("stamps", "second"), entry("kills", "first")])
     scoreboard.write([entry("kills", "third | with a bar")])
-    assert [found["promise"] for found in scoreboard.read()] == ["second", "third | with a bar"]
+    assert [found["promise"] for found in scoreboard.read()] == ["third | with a bar", "second"], "in the order of the parts"
     assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
     assert "| third \\| with a bar | 3 | 0 |" in page.read_text() and "first" not in page.read_text()

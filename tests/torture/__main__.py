@@ -14,19 +14,8 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from torture.board import Row
+from torture.board import PARTS, Row
 from torture.scoreboard import entry, table, write
-
-PARTS = {  # in the order in which they run: the shortest first
-    "identity": "commits and tokenizers of others, ranks that disagree",
-    "hostile_text": "hostile documents, conversations and prompts",
-    "crash_points": "killed, and refused by the disk, at every system call of every publish path",
-    "stamps": "time stamps, copies, deleted files",
-    "corruption": "damaged files of every type",
-    "chains": "trainings in planned segments",
-    "drivers": "two drivers at once in one folder",
-    "kills": "random SIGKILLs over the whole DAG",
-}
 
 
 def main() -> None:

@@ -7,6 +7,17 @@ from typing import Any
 Say = Callable[[str], None]
 NUM_EXAMPLES = 5
 
+PARTS = {  # in the order in which they run and are shown; each is a module of this package with a function `rows`
+    "kills": "random SIGKILLs over the whole DAG",
+    "chains": "trainings in planned segments",
+    "drivers": "two drivers at once in one folder",
+    "crash_points": "killed, and refused by the disk, at every system call of every publish path",
+    "corruption": "damaged files of every type",
+    "stamps": "time stamps, copies, deleted files",
+    "identity": "commits and tokenizers of others, ranks that disagree",
+    "hostile_text": "hostile documents, conversations and prompts",
+}
+
 
 @dataclass(frozen=True)
 class Row:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat.manifest import as_json
 from nanochat.stage import code_revision, versions
-from torture.board import Row
+from torture.board import PARTS, Row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BOARD = ROOT / "docs" / "reliability.json"
@@ -65,6 +65,7 @@ def write(entries: Sequence[dict[str, Any]]) -> None:
     """Replace the rows of the parts that ran; those of other parts stay."""
     ran = {found["part"] for found in entries}
     board = [found for found in read() if found["part"] not in ran] + list(entries)
+    board.sort(key=lambda found: list(PARTS).index(found["part"]))
     BOARD.write_text(as_json(board))
     PAGE.write_text(with_table(PAGE.read_text(), board))
 
