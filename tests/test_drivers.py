@@ -67,10 +67,17 @@ def test_the_second_snakemake_is_refused_and_the_first_goes_on_until_it_is_kille
     assert starts.count("start") <= 2 and not (state / "snakemake/lease.json").exists()
 
 
+def new_folder(path):
+    path.mkdir()
+    return path
+
+
 @pytest.mark.slow
 def test_a_mixture_would_be_seen(finished, tmp_path):
     """The eyes of the trials: two programs in one stage, a manifest that is not true, and bytes that differ."""
-    problem = told(Trial(2, drivers.UNCHECKED, "trace", 0.0, has_leases=False), finished, tmp_path, print)
+    trial = Trial(2, drivers.UNCHECKED, "trace", 0.0, has_leases=False)
+    # on a busy machine the second one may come when the first one has finished
+    problem = next(filter(None, (told(trial, finished, new_folder(tmp_path / str(n)), print) for n in range(3))), None)
     assert problem is not None and "two programs at once in " in problem and "trace" in problem.split("at once in ")[1]
     project = copy_of(finished.world.folder, tmp_path / "project")
     world = Quick(project.folder)
