@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nanochat.errors import UserError
+from nanochat.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
@@ -51,10 +52,10 @@ def open_engine(folder: Path, device: str) -> "Engine":
 def no_model_message(folder: Path) -> str:
     """Why there is nothing to talk to, and the command that changes it."""
     lines = [f"{folder}: no model here (there is no {folder / 'manifest.json'})."]
-    inside = sorted(path.parent for path in folder.glob("*/model.safetensors"))
+    inside = models(folder, "*")
     if inside:
         return "\n".join([*lines, "Models inside it: " + ", ".join(map(str, inside))])
-    run, others = folder.parent.name, sorted(path.parent for path in Path("results").glob("*/*/model.safetensors"))
+    run, others = folder.parent.name, models(Path("results"), "*/*")
     if not others and not folder.is_absolute() and not Path("Snakefile").exists():
         return "\n".join([*lines, f"{Path.cwd()} is not the project's folder: it has no Snakefile. Are you in the right one?"])
     near = get_close_matches(str(folder), map(str, others), n=1)
@@ -70,6 +71,11 @@ def no_model_message(folder: Path) -> str:
     if others:
         lines.append("Models that are here: " + ", ".join(map(str, others)))
     return "\n".join(lines)
+
+
+def models(folder: Path, pattern: str) -> list[Path]:
+    """Folders of published models: one whose manifest was taken away, to be made again, is none."""
+    return sorted(path.parent for path in folder.glob(f"{pattern}/model.safetensors") if (path.parent / MANIFEST).exists())
 
 
 def is_base(folder: Path) -> bool:

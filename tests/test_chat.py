@@ -129,10 +129,13 @@ def test_in_another_folder_than_the_projects_that_is_told(tmp_path, monkeypatch,
 
 def test_a_misspelt_run_is_taken_for_the_one_that_is_there(tmp_path, monkeypatch, capsys):
     enter_project(tmp_path, monkeypatch)
-    (tmp_path / "results/tiny/sft").mkdir(parents=True)
-    (tmp_path / "results/tiny/sft/model.safetensors").touch()
+    for name in ("sft/model.safetensors", "sft/manifest.json", "mid_train/model.safetensors"):
+        (tmp_path / "results/tiny" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results/tiny" / name).touch()
     chat.main(["results/tyny/sft"])
-    assert "Did you mean results/tiny/sft?" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "Did you mean results/tiny/sft?" in message
+    assert "Models that are here: results/tiny/sft\n" in message, "mid_train has no manifest: it is to be made again"
 
 
 def test_without_a_model_the_command_that_makes_one_is_told(tmp_path, monkeypatch, capsys):
