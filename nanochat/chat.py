@@ -35,7 +35,7 @@ from nanochat.dialogue import (
     read_setting,
 )
 from nanochat.errors import UserError
-from nanochat.manifest import atomic_path
+from nanochat.storage import atomic_path
 from nanochat.terminal import open_lines
 from nanochat.text import fenced, inline, visible
 

@@ -28,7 +28,6 @@ from nanochat.manifest import (
     DIGEST,
     FORMAT,
     MANIFEST,
-    atomic_path,
     is_sealed,
     open_verified,
     publish,
@@ -36,7 +35,7 @@ from nanochat.manifest import (
     write_json,
     write_json_lines,
 )
-from nanochat.storage import make_folder, storage_errors, sync, temporary_path
+from nanochat.storage import atomic_path, make_folder, storage_errors, sync, temporary_path
 from nanochat.tensor_file import save_tensors, size_of_file
 from nanochat.tokenizer import Tokenizer
 

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.storage import atomic_path as atomic_path
-from nanochat.storage import sync as sync
+from nanochat.storage import atomic_path
 
 FORMAT = 2
 MANIFEST = "manifest.json"

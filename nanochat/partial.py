@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
-from nanochat.identities import identity_of, require_same_work
+from nanochat.identities import differing, identity_of, require_same_work
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json
 from nanochat.stage import Stage, now, versions
@@ -258,11 +258,12 @@ class Parts:
             try:
                 kept = json.loads(path.read_bytes())
                 name, part = kept["task"], Part(kept["content"], kept["seconds"], is_kept=True)
-                is_whole, differing = kept["sha256"] == digest(part.content), differences(kept["identity"], self.identity)
+                is_whole = kept["sha256"] == digest(part.content)
+                different = [key for key, _, _ in differing(dict(kept["identity"]), self.identity)]
             except (ValueError, KeyError, TypeError, AttributeError):
-                is_whole, differing = False, []
-            if differing or not is_whole:
-                why = f"is of another evaluation, which differs in {', '.join(differing)}" if differing else "is damaged"
+                is_whole, different = False, []
+            if different or not is_whole:
+                why = f"is of another evaluation, which differs in {', '.join(different)}" if different else "is damaged"
                 log.warning("%s: %s; removed, its task is evaluated again", path, why)
                 path.unlink()
             else:
@@ -279,11 +280,3 @@ def finish(attempt: Attempt) -> None:
 
 def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def differences(found: Mapping[str, Mapping], wanted: Mapping[str, Mapping]) -> list[str]:
-    """Where two identities differ, two levels deep:  ["numerics.num_devices"]"""
-    pairs = [
-        (group, key) for group in found.keys() | wanted.keys() for key in {**found.get(group, {}), **wanted.get(group, {})}
-    ]
-    return sorted(f"{group}.{key}" for group, key in pairs if found.get(group, {}).get(key) != wanted.get(group, {}).get(key))

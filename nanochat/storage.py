@@ -93,7 +93,7 @@ def sweep(folder: Path) -> None:
     """Remove what processes that are gone have left half written in a folder: files, and commits."""
     for path in folder.glob(".*.tmp-*"):
         match = TEMPORARY.fullmatch(path.name)
-        if not match or not is_abandoned(path, match["host"], int(match["pid"])):
+        if not match or not is_abandoned(path, is_here=match["host"] == platform.node(), pid=int(match["pid"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -102,9 +102,9 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def is_abandoned(path: Path, host: str, pid: int) -> bool:
+def is_abandoned(path: Path, *, is_here: bool, pid: int) -> bool:
     """Whether nobody writes a file any more: its process ran on this machine and is gone, or it stood still for an hour."""
-    if host == platform.node() and (pid == os.getpid() or not is_number_taken(pid)):
+    if is_here and (pid == os.getpid() or not is_number_taken(pid)):
         return True
     try:
         return time.time() - path.stat().st_mtime > STALE_S

@@ -2,7 +2,7 @@
 
 Without folders: all of results/ and resources/, with the commits of trainings and the finished tasks of evaluations that are
 kept there. Every byte is read. With --repair, the manifest and the record of what is damaged are removed, so that the next run
-of the same snakemake command makes exactly that again; a damaged commit, or kept task, is removed itself.
+of the same snakemake command that needs it makes exactly that again; a damaged commit, or kept task, is removed itself.
 
 Exit code: 0 all is as it was published, or was repaired; 1 something is damaged; 2 something could not be checked or removed.
 

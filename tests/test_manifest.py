@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from nanochat.errors import UserError
-from nanochat.manifest import atomic_path, open_verified, publish, republish, write_json
+from nanochat.manifest import open_verified, publish, republish, write_json
+from nanochat.storage import atomic_path
 
 
 def make(folder, text="hello", specification=None, inputs=None):

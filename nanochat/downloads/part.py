@@ -16,14 +16,13 @@ import hashlib
 import os
 import platform
 import re
-import time
 from pathlib import Path
 from types import TracebackType
 
-from nanochat.manifest import read_json_object, sync, write_json
+from nanochat.manifest import read_json_object, write_json
+from nanochat.storage import is_abandoned, size_of, sync
 
 HOST = re.sub(r"[^A-Za-z0-9_-]", "-", platform.node()) or "host"
-STALE_S = 3600
 
 
 class Part:
@@ -118,7 +117,7 @@ def sweep_notes(destination: Path) -> None:
     """Remove the notes of processes that were killed between publishing their bytes and removing what was noted of them."""
     for note in destination.parent.glob(f".{glob.escape(destination.name)}.*.part.json"):
         match = part_pattern(destination).fullmatch(note.name.removesuffix(".json"))
-        if match and not note.with_name(match[0]).exists() and is_gone(match[1], int(match[2]), note):
+        if match and not note.with_name(match[0]).exists() and is_abandoned(note, is_here=match[1] == HOST, pid=int(match[2])):
             note.unlink(missing_ok=True)
 
 
@@ -148,32 +147,6 @@ def abandoned(destination: Path) -> list[Path]:
     found = []
     for path in destination.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and is_gone(match[1], int(match[2]), path):
+        if match and is_abandoned(path, is_here=match[1] == HOST, pid=int(match[2])):
             found.append(path)
     return found
-
-
-def is_gone(host: str, pid: int, path: Path) -> bool:
-    if host == HOST and (pid == os.getpid() or not is_alive(pid)):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > STALE_S
-    except FileNotFoundError:
-        return False
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

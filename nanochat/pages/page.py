@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from nanochat.manifest import atomic_path
+from nanochat.storage import atomic_path
 from nanochat.text import visible
 
 HERE = Path(__file__).parent

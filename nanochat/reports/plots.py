@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from nanochat.accuracy import wilson_interval
-from nanochat.manifest import atomic_path
+from nanochat.storage import atomic_path
 from nanochat.text import count
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"

@@ -15,10 +15,11 @@ from typing import Any
 
 from nanochat import runs
 from nanochat.errors import UserError
-from nanochat.manifest import Artefact, atomic_path, open_verified, record_path
+from nanochat.manifest import Artefact, open_verified, record_path
 from nanochat.reports import components, forward, machine, making, plots, predictions, scores, step
 from nanochat.reports.document import write_document
 from nanochat.reports.figures import HEADLINES, TIMES, report_figures
+from nanochat.storage import atomic_path
 from nanochat.text import Markdown, code, inline, picture
 
 REPORT, PAGE, LOSSES, CORE, CHAT = "report.md", "report.html", "loss.png", "core.png", "chat.png"

@@ -70,8 +70,9 @@ def manifest_paths() -> list[PublishPath]:
 
 
 def publish_stage(seed: str) -> None:
-    from nanochat.manifest import atomic_path, write_json
+    from nanochat.manifest import write_json
     from nanochat.stage import Stage, run_program
+    from nanochat.storage import atomic_path
 
     def main() -> None:
         stage = Stage(

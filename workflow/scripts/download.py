@@ -13,8 +13,9 @@ from nanochat.downloads.fetch import fetch
 from nanochat.downloads.lock import Lock
 from nanochat.downloads.part import sweep_notes
 from nanochat.errors import UserError
-from nanochat.manifest import MANIFEST, atomic_path
+from nanochat.manifest import MANIFEST
 from nanochat.stage import Stage, log, run_program
+from nanochat.storage import atomic_path
 
 GENERATED = "generated:"
 

@@ -12,8 +12,9 @@ from typing import Any
 from nanochat.distributed import Ranks, join_ranks
 from nanochat.errors import UserError
 from nanochat.jobs import machine_check
-from nanochat.manifest import atomic_path, write_json
+from nanochat.manifest import write_json
 from nanochat.stage import run_program
+from nanochat.storage import atomic_path
 
 GIB = 2**30
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from nanochat.dataset import iterate_training_text
-from nanochat.manifest import atomic_path
 from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
+from nanochat.storage import atomic_path
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokenizer_eval import compare_compression
 

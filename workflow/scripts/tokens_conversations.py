@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from nanochat.conversations import build_mixture
-from nanochat.manifest import atomic_path, open_verified
+from nanochat.manifest import open_verified
 from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
+from nanochat.storage import atomic_path
 from nanochat.tokenizer import Tokenizer
 from nanochat.tokens import tokenize_conversations
 
