@@ -332,7 +332,11 @@ def test_no_text_breaks_the_reading_of_the_final_number(text):
 
 @pytest.fixture(scope="module")
 def humaneval(files):
-    return build("humaneval", split="test", files=files)
+    """Whatever the machine offers: these tests are about verdicts."""
+    return build("humaneval", split="test", files=files, sandbox="limited")
+
+
+RETURN = re.compile(r"(?m)^(\s+)return (.*)$")
 
 
 def evaluate_all(task, answers):
@@ -345,6 +349,15 @@ def test_all_canonical_solutions_pass_in_the_sandbox(humaneval):
     assert evaluate_all(humaneval, answers) == [True] * 82
     fenced = [f"Here it is:\n```python\n{answer}\n```\nDone." for answer in answers[:10]]
     assert evaluate_all(humaneval, fenced) == [True] * 10
+
+
+def test_no_wrong_solution_passes(humaneval):
+    """What is returned in another type; another problem's solution under the right name."""
+    answers = [conversation["messages"][1]["content"] for conversation in humaneval]
+    assert not any(evaluate_all(humaneval, [RETURN.sub(r"\1return (\2,)", answer) for answer in answers]))
+    names = [conversation["entry_point"] for conversation in humaneval]
+    others = [re.sub(rf"\b{names[i - 1]}\b", name, answers[i - 1]) for i, name in enumerate(names)]
+    assert not any(evaluate_all(humaneval, others))
 
 
 def test_no_unfinished_solution_passes(humaneval):
@@ -362,14 +375,8 @@ def test_code_is_found_in_a_block_or_taken_whole():
 
 
 def test_imports_of_the_prompt_come_before_the_answer():
-    conversation = {
-        "messages": [{"content": "# types\nfrom typing import List\nimport math\n\ndef f(): pass\nimport os\n"}],
-        "test": "def check(candidate): assert candidate() == 1",
-        "entry_point": "f",
-    }
-    program = make_program(conversation, "def f(): return 1")
-    assert program.startswith("from typing import List\nimport math\n\ndef f(): return 1\n\ndef check")
-    assert program.endswith("\n\ncheck(f)")
+    prompt = "# types\nfrom typing import List\nimport math\n\ndef f(): pass\nimport os\n"
+    assert make_program(prompt, "def f(): return 1") == "from typing import List\nimport math\n\ndef f(): return 1"
 
 
 # -- spelling ----------------------------------------------------------------------------------------------------------------

@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanochat.distributed import Ranks, choose_dtype
+from nanochat.errors import UserError
 from nanochat.jobs import offline
 from nanochat.planning import hardware
+from nanochat.sandbox import probe
 
 BACK_ENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -222,6 +224,15 @@ def routes() -> list[str]:
     except OSError:
         return []
     return sorted({line.split()[0] for line in lines if line.split()})
+
+
+def sandbox() -> Facts:
+    """How well programs that a model writes are closed in here."""
+    try:
+        offer = probe()
+    except UserError as error:
+        return {"tier": None, "description": str(error)}
+    return {"tier": offer.tier, "description": str(offer)}
 
 
 def disk(folder: Path) -> Facts:

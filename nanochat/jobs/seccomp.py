@@ -8,7 +8,6 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
 
 # machine -> its number in the kernel's audit, and the number of socket(2) there
 MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
@@ -51,7 +50,7 @@ def refusal(error: int) -> int:
     return REFUSE | error
 
 
-def install_filter(instructions: Sequence[bytes]) -> None:
+def install_filter(instructions: list[bytes]) -> None:
     """For this process and all that it starts, for good. OSError where the kernel refuses."""
     code = ctypes.create_string_buffer(b"".join(instructions))
     program = struct.pack("@HP", len(instructions), ctypes.addressof(code))
@@ -59,10 +58,14 @@ def install_filter(instructions: Sequence[bytes]) -> None:
     libc("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
 
 
-def libc(name: str, *arguments: int | bytes) -> None:
-    """A function of the C library that Python 3.11 lacks; OSError if it fails."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+
+def libc(name: str, *arguments: object) -> int:
+    """What a function of the C library that Python 3.11 lacks returns; OSError if it fails."""
     # as unsigned long: of a plain int, the upper half of the register is nobody's, and prctl looks at it
-    if function(*(ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments)) != 0:
+    result = getattr(LIBRARY, name)(*(ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments))
+    if result == -1:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+    return int(result)

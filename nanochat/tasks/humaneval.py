@@ -6,31 +6,46 @@ Columns: prompt, canonical_solution, entry_point, test. The prompt is the user's
 import re
 from typing import Any
 
-from nanochat.sandbox import run_program
+from nanochat.sandbox import Result, run_tests
 from nanochat.tasks.common import Conversation, TableTask, check_text, exchange
 
 CODE_BLOCK = re.compile(r"```(?:python)?[^\S\n]*\n")
 
 
 class HumanEval(TableTask):
-    """evaluate() starts a process for every answer: call it from several threads."""
+    """evaluate() starts a process for every answer: call it from several threads. `sandbox` is the lowest tier that will do."""
 
     kind = "generative"
     columns = ("prompt", "canonical_solution", "entry_point", "test")
+
+    def __init__(self, name: str, *, sandbox: str = "closed", **options: Any):
+        super().__init__(name, **options)
+        self.sandbox = sandbox
 
     def from_row(self, row: dict[str, Any]) -> Conversation:
         prompt, solution, entry_point, test = (check_text(row[column], column) for column in self.columns)
         return {"messages": exchange(prompt, f"{prompt}\n{solution}"), "entry_point": entry_point, "test": test}
 
     def evaluate(self, conversation: Conversation, answer: str) -> bool:
-        return run_program(make_program(conversation, answer)).passed
+        return judge(conversation, answer, sandbox=self.sandbox).passed
 
 
-def make_program(conversation: Conversation, answer: str) -> str:
-    """The answer's code, behind the imports of the prompt that it may have left out, and before the tests."""
-    imports = leading_imports(conversation["messages"][0]["content"])
-    call = f"check({conversation['entry_point']})"
-    return "\n\n".join([imports, find_code(answer), conversation["test"], call])
+def judge(conversation: Conversation, answer: str, *, sandbox: str, at_most: str = "full") -> Result:
+    """The answer's function against the tests, which may use what the prompt defines."""
+    prompt = conversation["messages"][0]["content"]
+    return run_tests(
+        make_program(prompt, answer),
+        setup=prompt,
+        tests=conversation["test"],
+        entry_point=conversation["entry_point"],
+        tier=sandbox,
+        at_most=at_most,
+    )
+
+
+def make_program(prompt: str, answer: str) -> str:
+    """The answer's code, behind the imports of the prompt that it may have left out."""
+    return "\n\n".join([leading_imports(prompt), find_code(answer)])
 
 
 def find_code(answer: str) -> str:

@@ -66,6 +66,7 @@ def check(model: dict, device_kind: str, ranks: Ranks) -> dict[str, Any]:
         "exchange_error": exchange_error,
         "disk": machine_check.disk(Path.cwd()),
         "network": machine_check.network(ranks.world_size),
+        "sandbox": machine_check.sandbox(),
     }
     return {**found, "problems": machine_check.problems_of(found), "warnings": machine_check.warnings_of(found)}
 
@@ -101,6 +102,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         ("all-reduce", exchange_words(found["exchange"], found["ranks"])),
         ("disk", f"{disk['free'] / GIB:,.0f} of {disk['total'] / GIB:,.0f} GiB free in {disk['path']}"),
         ("network", found["network"]["description"]),
+        ("sandbox", found["sandbox"]["description"]),
         *[("warning", warning) for warning in found["warnings"]],
         *[("problem", problem) for problem in found["problems"]],
     ]
