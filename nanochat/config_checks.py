@@ -24,7 +24,7 @@ def problems_in_run(run: Run, catalogue: Catalogue, root: Path) -> Iterator[Prob
     for stage in ("mid_train", "sft"):
         if run.owns(f"tokens/{stage}"):
             yield from mixture_problems(stage, getattr(run.settings, stage), catalogue, root)
-    if run.owns("base_eval") and "eval_bundle" not in catalogue:
+    if run.owns("tokens/core") and "eval_bundle" not in catalogue:
         yield ("base_eval",), f"needs a file that is not there: {catalogue.unknown('eval_bundle')}"
     if run.owns("chat_eval/mid_train") or run.owns("chat_eval/sft"):
         yield from chat_eval_problems(run, catalogue)
@@ -139,6 +139,8 @@ def chat_eval_problems(run: Run, catalogue: Catalogue) -> Iterator[Problem]:
     if len(set(tasks)) < len(tasks):
         twice = next(task for task in tasks if tasks.count(task) > 1)
         yield ("chat_eval", "tasks"), f"names {twice} twice"
+    if run.settings.chat_eval.num_samples > 1 and not run.settings.chat_eval.temperature:
+        yield ("chat_eval", "num_samples"), "asks for several answers, and at temperature 0 they are all the same; raise that"
     for source in sources_needed(run.settings, "chat_eval/sft", catalogue):
         if not is_there(source, catalogue):
             yield ("chat_eval", "tasks"), f"needs a file that is not there: {catalogue.unknown(source)}"

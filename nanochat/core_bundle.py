@@ -15,8 +15,9 @@ Three kinds of task. All are seen here as a few options of (context, continuatio
 Seeds, separators and strip rules decide the scores, so they are nanochat's to the character: items are shuffled with
 Random(1337), `max_per_task` keeps the first of them, and item i gets examples that Random(1234 + i) draws from the others kept.
 
-Covered: a bundle that is broken, incomplete or hostile is refused with the place in it. Parts are read from the zip by name and
-    nothing is ever unpacked, so that no name leads anywhere; a part is read up to MAX_PART_BYTES, whatever size the zip tells.
+Covered: a bundle that is broken, incomplete or hostile is refused with every place that is wrong; of many rows, the first.
+    Parts are read from the zip by name and nothing is ever unpacked, so that no name leads anywhere; a part is read up to
+    MAX_PART_BYTES, whatever size the zip tells.
 Not covered: whether the questions are the right ones. The catalogue's sha256 says that.
 """
 
@@ -44,6 +45,7 @@ KINDS = ("multiple_choice", "schema", "language_modeling")
 MAX_PART_BYTES = 256 * 2**20  # unpacked; the largest parts of nanochat's bundle have some 20 MB
 MAX_BUNDLE_BYTES = 2**30  # of all parts that are read
 MAX_FEWSHOT, MAX_OPTIONS = 100, 1_000  # the tasks have 10, and 4 to 12
+MAX_PROBLEMS, MAX_ROWS = 12, 3  # told of a bundle, and of the malformed rows of a file: the rest is counted
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class CoreTask:
     baseline: float
     items: tuple[CoreItem, ...]
     num_available: int
+    file: str  # of the bundle
 
     @property
     def num_examples(self) -> int:
@@ -76,7 +79,7 @@ class CoreTask:
 def read_bundle(path: Path, *, labels: Sequence[str] | None = None, max_per_task: int | None = None) -> list[CoreTask]:
     """The tasks of a bundle, in the order of its core.yaml; `labels` chooses some of them.
 
-    Raises UserError, naming file and line, for a bundle that is broken or incomplete and for a row that is malformed.
+    UserError names all that is wrong with a bundle: files that are missing, entries and rows that are malformed, with the line.
     """
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"max_per_task {max_per_task} leaves no item to evaluate; it must be at least 1, or null for all")
@@ -126,8 +129,18 @@ def open_bundle(path: Path) -> Iterator["Bundle"]:
         yield Bundle(path, file)
 
 
+def refuse(path: Path, problems: Sequence[str]) -> None:
+    """UserError with all that is wrong with a bundle, in one screen; nothing if nothing is."""
+    if len(problems) == 1:
+        raise UserError(f"{path}: {problems[0]}")
+    if problems:
+        more = len(problems) - MAX_PROBLEMS
+        lines = [*problems[:MAX_PROBLEMS], *([f"and {more:,} more"] if more > 0 else [])]
+        raise UserError(f"{path}: {len(problems):,} problems:\n  " + "\n  ".join(lines))
+
+
 class Bundle:
-    """An open bundle: where its parts are, and what is wrong with them in words."""
+    """An open bundle: where its parts are, and in `problems` what is wrong with them; what could not be read is None."""
 
     def __init__(self, path: Path, bundle: zipfile.ZipFile):
         self.path = path
@@ -137,6 +150,8 @@ class Bundle:
         self.root = yamls[0].removesuffix("core.yaml") if yamls else ""
         self.times = Counter(bundle.namelist())
         self.bytes_left = MAX_BUNDLE_BYTES
+        self.missing: list[str] = []
+        self.problems: list[str] = []
 
     def tasks(self, labels: Sequence[str] | None, max_per_task: int | None) -> list[CoreTask]:
         known = self.listed_tasks()
@@ -145,12 +160,21 @@ class Bundle:
             raise UserError(f"{self.path} has no CORE task {', '.join(unknown)}; it has: {listed(list(known))}")
         baselines = self.baselines()
         chosen = [label for label in known if labels is None or label in labels]
-        return [self.task(known[label], baselines, max_per_task) for label in chosen]
+        tasks = [self.task(known[label], baselines, max_per_task) for label in chosen]
+        self.refuse_problems()
+        return [task for task in tasks if task is not None]
+
+    def refuse_problems(self) -> None:
+        verb = "is" if len(self.missing) == 1 else "are"
+        missing = [f"{listed(self.missing)} {verb} missing from the bundle. Download it again"] if self.missing else []
+        refuse(self.path, [*missing, *self.problems])
 
     def listed_tasks(self) -> dict[str, dict]:
+        content = self.read("core.yaml")
+        self.refuse_problems()
         where = f"{self.path}: {self.root}core.yaml"
         try:
-            match strict_yaml.load(self.read("core.yaml").decode("utf-8-sig")):
+            match strict_yaml.load((content or b"").decode("utf-8-sig")):
                 case {"icl_tasks": list(entries)} if all(isinstance(entry, dict) and entry.get("label") for entry in entries):
                     labels = [str(entry["label"]) for entry in entries]
                 case _:
@@ -164,87 +188,124 @@ class Bundle:
             raise UserError(f"{where}: task {shown(twice)} is listed twice")
         return dict(zip(labels, entries, strict=True))
 
-    def baselines(self) -> dict[str, float]:
+    def baselines(self) -> dict[str, float] | None:
         """Accuracy of guessing, by task, as a share."""
+        content = self.read("eval_meta_data.csv")
+        if content is None:
+            return None
+        found: dict[str, float] = {}
+        wrong = Rows(
+            f"{self.root}eval_meta_data.csv", "expected columns `Eval Task` and `Random baseline` (a number in per cent)"
+        )
         line = 1
         try:
-            rows = csv.DictReader(io.StringIO(self.read("eval_meta_data.csv").decode("utf-8-sig"), newline=""))
-            found: dict[str, float] = {}
+            rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
             for row in rows:
                 line = rows.line_num
-                label, baseline = row["Eval Task"], float(row["Random baseline"]) / 100
-                if label in found and found[label] != baseline:
-                    raise ValueError(f"another baseline for {shown(label)}")
-                found[label] = baseline
-            return found
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise UserError(
-                f"{self.path}: {self.root}eval_meta_data.csv, line {line}: "
-                f"expected columns `Eval Task` and `Random baseline` (a number in per cent), found {error}"
-            ) from error
+                try:
+                    label, baseline = row["Eval Task"], float(row["Random baseline"]) / 100
+                    if label in found and found[label] != baseline:
+                        raise ValueError(f"another baseline for {shown(label)}")
+                    found[label] = baseline
+                except (KeyError, TypeError, ValueError) as error:
+                    wrong.add(line, f"found {error}")
+        except (ValueError, csv.Error) as error:  # no text, or nothing that goes on
+            wrong.add(line, f"found {error}")
+        self.problems += wrong.in_words()
+        return None if wrong.number else found
 
-    def task(self, entry: dict, baselines: dict[str, float], max_per_task: int | None) -> CoreTask:
-        label = str(entry["label"])
-        where = f"{self.path}: {self.root}core.yaml, task {listed([label])}"
-        shots = entry.get("num_fewshot", [0])
+    def task(self, entry: dict, baselines: dict[str, float] | None, max_per_task: int | None) -> CoreTask | None:
+        label, kind, uri = str(entry["label"]), entry.get("icl_task_type"), entry.get("dataset_uri")
+        delimiter, shots = entry.get("continuation_delimiter", " "), entry.get("num_fewshot", [0])
         num_fewshot = shots[0] if isinstance(shots, list) and shots else shots
+        wrong = []
         if not is_index(num_fewshot, MAX_FEWSHOT + 1):
-            raise UserError(
-                f"{where}: num_fewshot is {shown(shots)}; expected a list with one number up to {MAX_FEWSHOT}, such as [10]"
-            )
-        if entry.get("icl_task_type") not in KINDS:
-            raise UserError(f"{where}: icl_task_type is {shown(entry.get('icl_task_type'))}; known are {', '.join(KINDS)}")
-        if not isinstance(entry.get("dataset_uri"), str):
-            raise UserError(f"{where}: dataset_uri is {shown(entry.get('dataset_uri'))}; expected a path under eval_data/")
-        if not isinstance(entry.get("continuation_delimiter", " "), str):
-            raise UserError(
-                f"{where}: continuation_delimiter is {shown(entry['continuation_delimiter'])}; expected a text in quotes"
-            )
-        if not 0 <= baselines.get(label, -1) < 1:
-            raise UserError(f"{where}: eval_meta_data.csv gives it no random baseline from 0 to below 100")
-        items = self.items(f"eval_data/{entry['dataset_uri']}", entry["icl_task_type"])
+            wrong.append(f"num_fewshot is {shown(shots)}; expected a list with one number up to {MAX_FEWSHOT}, such as [10]")
+        if kind not in KINDS:
+            wrong.append(f"icl_task_type is {shown(kind)}; known are {', '.join(KINDS)}")
+        if not isinstance(uri, str):
+            wrong.append(f"dataset_uri is {shown(uri)}; expected a path under eval_data/")
+        if not isinstance(delimiter, str):
+            wrong.append(f"continuation_delimiter is {shown(delimiter)}; expected a text in quotes")
+        if baselines is not None and not 0 <= baselines.get(label, -1) < 1:
+            wrong.append("eval_meta_data.csv gives it no random baseline from 0 to below 100")
+        self.problems += [f"{self.root}core.yaml, task {listed([label])}: {problem}" for problem in wrong]
+        items = self.items(f"eval_data/{uri}", kind) if isinstance(uri, str) and kind in KINDS else None
+        if items is None or wrong or baselines is None:
+            return None
+        num_available = len(items)
         random.Random(SHUFFLE_SEED).shuffle(items)
         return CoreTask(
             label=label,
-            kind=entry["icl_task_type"],
+            kind=str(kind),
             num_fewshot=num_fewshot,
-            delimiter=entry.get("continuation_delimiter", " "),
+            delimiter=delimiter,
             baseline=baselines[label],
             items=tuple(items[:max_per_task]),
-            num_available=len(items),
+            num_available=num_available,
+            file=f"{self.root}eval_data/{uri}",
         )
 
-    def items(self, name: str, kind: str) -> list[CoreItem]:
-        items = []
+    def items(self, name: str, kind: str) -> list[CoreItem] | None:
+        content = self.read(name)
+        if content is None:
+            return None
+        where = listed([self.root + name])
+        items, wrong = [], Rows(where, f"malformed {kind} row")
         # split at \n alone: str.splitlines would cut a row at the rarer line ends inside its text
-        where = f"{self.path}: {listed([self.root + name])}"
-        for number, line in enumerate(self.read(name).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
             if line.strip():
                 try:
                     items.append(parse_item(jsonl.parse(line), kind, number))
                 except ValueError as error:
-                    raise UserError(f"{where}, line {number}: malformed {kind} row: {error}") from error
-        if not items:
-            raise UserError(f"{where}: holds no item")
-        return items
+                    wrong.add(number, str(error))
+        self.problems += wrong.in_words()
+        if not items and not wrong.number:
+            self.problems.append(f"{where}: holds no item")
+        return None if wrong.number or not items else items
 
-    def read(self, name: str) -> bytes:
-        where = f"{self.path}: {listed([self.root + name])}"
+    def read(self, name: str) -> bytes | None:
+        where = listed([self.root + name])
         if not self.times[self.root + name]:
-            raise UserError(f"{where} is missing from the bundle. Download it again")
+            self.missing.append(where)
+            return None
         if self.times[self.root + name] > 1:
-            raise UserError(f"{where} is in the bundle more than once. Download it again")
+            self.problems.append(f"{where} is in the bundle more than once. Download it again")
+            return None
         most = min(MAX_PART_BYTES, self.bytes_left)
         try:
             with self.bundle.open(self.root + name) as part:
                 content = part.read(most + 1)  # in steps, and no further: the size that a zip tells may be a lie
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
             # RuntimeError: it is encrypted, or packed in a way that is not known
-            raise UserError(f"{where} cannot be read from the zip ({error}). Download it again") from error
+            self.problems.append(f"{where} cannot be read from the zip ({error}). Download it again")
+            return None
         if len(content) > most:
-            raise UserError(f"{where} has more than {most:,} bytes, which no task has. Download it again")
+            self.problems.append(f"{where} has more than {most:,} bytes, which no task has. Download it again")
+            return None
         self.bytes_left -= len(content)
         return content
+
+
+class Rows:
+    """Malformed rows of a file: all are counted, the first are told."""
+
+    def __init__(self, file: str, what: str):
+        self.file, self.what = file, what
+        self.number = 0
+        self.first: list[tuple[int, str]] = []
+
+    def add(self, line: int, problem: str) -> None:
+        self.number += 1
+        if self.number <= MAX_ROWS:
+            self.first.append((line, problem))
+
+    def in_words(self) -> list[str]:
+        if self.number < 2:
+            return [f"{self.file}, line {line}: {self.what}: {problem}" for line, problem in self.first]
+        told = "; ".join(f"line {line}: {problem}" for line, problem in self.first)
+        more = f"; and {self.number - MAX_ROWS:,} more" if self.number > MAX_ROWS else ""
+        return [f"{self.file}: {self.number:,} times: {self.what}: {told}{more}"]
 
 
 def parse_item(row: dict, kind: str, line: int) -> CoreItem:

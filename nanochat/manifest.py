@@ -96,7 +96,10 @@ class Artefact:
     def path(self, name: str, *, verify: bool = True) -> Path:
         """Path of one file, after its size and sha256 were found to be the manifest's."""
         if name not in self.files:
-            raise UserError(f"{self.manifest}: there is no {name!r} in it; it lists {', '.join(sorted(self.files))}")
+            raise UserError(
+                f"{self.manifest}: there is no {name!r} in it; it lists {', '.join(sorted(self.files))}. It should be there: "
+                f"to have it made again, run: python -m nanochat.verify --repair {self.folder}"
+            )
         path = self.folder / name
         problem = difference(path, self.files[name]) if verify else None
         if problem:

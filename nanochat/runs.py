@@ -8,8 +8,8 @@ lists are replaced) or the name of another run, whose stage is then reused:
       d20-more-sft: {base_train: d20, mid_train: d20, sft: {epochs: 2}}
 
 Reusing a stage means reusing all that it was made from, so an override that would have made it differently is an error.
-Evaluations follow the model they evaluate unless the run overrides them. `tokens` are three stages: mid_train's and sft's
-conversations are reused as long as this run makes them from the same keys.
+Evaluations follow the model they evaluate unless the run overrides them. `tokens` are four stages: mid_train's and sft's
+conversations and the prompts of CORE are reused as long as this run makes them from the same keys.
 """
 
 import re
@@ -29,6 +29,7 @@ STAGES = (
     "tokens/pretrain",
     "tokens/mid_train",
     "tokens/sft",
+    "tokens/core",
     "base_train",
     "base_eval",
     "mid_train",
@@ -246,17 +247,23 @@ class Resolver:
 
         reuse("tokenizer", sources.get("tokenizer"))
         reuse("tokens/pretrain", sources.get("tokens"))
-        for stage in ("mid_train", "sft"):
-            tokens = f"tokens/{stage}"
-            if stage not in sources and "tokens" in sources:
+
+        def reuse_tokens(tokens: str, other: str | None) -> None:
+            """Those of the stage that reads them; else, where tokens are reused, the same ones."""
+            if other is None and "tokens" in sources:
                 theirs = self.runs[sources["tokens"]]
-                if specify(settings, tokens) == specify(self.runs[theirs.owners[tokens]].settings, tokens):
-                    reuse(tokens, theirs.name)
-            reuse(tokens, sources.get(stage))
+                is_same = specify(settings, tokens) == specify(self.runs[theirs.owners[tokens]].settings, tokens)
+                other = theirs.name if is_same else None
+            reuse(tokens, other)
+
+        for stage in ("mid_train", "sft"):
+            reuse_tokens(f"tokens/{stage}", sources.get(stage))
             reuse(stage, sources.get(stage))
             reuse(f"chat_eval/{stage}", self._evaluation(run, "chat_eval", sources.get(stage), reused))
         reuse("base_train", sources.get("base_train"))
-        reuse("base_eval", self._evaluation(run, "base_eval", sources.get("base_train"), reused))
+        evaluation = self._evaluation(run, "base_eval", sources.get("base_train"), reused)
+        reuse_tokens("tokens/core", evaluation)
+        reuse("base_eval", evaluation)
         return owners
 
     def _evaluation(self, run: str, section: str, model_from: str | None, reused: Mapping[str, str]) -> str | None:

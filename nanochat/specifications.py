@@ -13,6 +13,7 @@ from nanochat.sections import RUN_TIME_KEYS, Finetune, Part, Settings, Training
 
 RATES = ("embedding_lr", "unembedding_lr", "matrix_lr")
 DATA_KEYS = ("mixture", "validation", "mixture_rows", "mask_user")  # of mid_train and sft: they make the tokens
+PROMPT_KEYS = ("tasks", "max_per_task")  # of base_eval: they make the tokens
 
 # the splits that each task has in its catalogue entry, `{task}/{split}`
 SPLITS = {
@@ -42,10 +43,12 @@ def specify(settings: Settings, stage: str) -> dict[str, Any]:
             return specify_conversations(settings, settings.mid_train)
         case "tokens/sft":
             return specify_conversations(settings, settings.sft)
+        case "tokens/core":
+            return settings.base_eval.model_dump(include=set(PROMPT_KEYS))
         case "base_train":
             return specify_pretraining(settings)
         case "base_eval":
-            return settings.base_eval.model_dump()
+            return settings.base_eval.model_dump(exclude=set(PROMPT_KEYS))
         case "mid_train":
             return specify_finetuning(settings, settings.mid_train)
         case "sft":
@@ -162,7 +165,7 @@ def sources_needed(settings: Settings, stage: str, catalogue: Catalogue) -> list
         case "tokens/mid_train" | "tokens/sft":
             sources = [part_source(part) for part in parts_of(getattr(settings, stage.removeprefix("tokens/")))]
             return [key for key in dict.fromkeys(sources) if key is not None]
-        case "base_eval":
+        case "tokens/core":
             return ["eval_bundle"]
         case "chat_eval/mid_train" | "chat_eval/sft":
             return ["words" if task == "spelling_bee" else f"{task}/test" for task in settings.chat_eval.tasks]

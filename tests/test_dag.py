@@ -21,13 +21,14 @@ AFTER_SFT = {"chat_eval": 1, "report": 1}
 SFT = {"sft": 1, **AFTER_SFT}
 MID = {"mid_train": 1, "sft": 1, "chat_eval": 2, "report": 1}
 BASE = {"base_train": 1, "base_eval": 1, "trace": 1, **MID}
-TOKENS = {"tokens_pretrain": 1, "tokens_mid_train": 1, "tokens_sft": 1, "preflight": 1}
 PROOF = {"preflight": 1}  # of what is new to read, or to be timed
+ROWS = {"tokens_pretrain": 1, "tokens_mid_train": 1, "tokens_sft": 1, **PROOF}
+TOKENS = {**ROWS, "tokens_core": 1}
 
 EDITS = [
     ("tokenizer.vocab_size", 900, {"tokenizer": 1, **TOKENS, **BASE}),
     ("tokenizer.max_characters", 500_000, {"tokenizer": 1, **TOKENS, **BASE}),
-    ("tokens.sequence_len", 128, {**TOKENS, **BASE}),
+    ("tokens.sequence_len", 128, {**ROWS, **BASE}),
     ("base_train.steps", 7, BASE),
     ("base_train.seed", 1, BASE),
     ("base_train.model", {"mlp": "gelu"}, {**PROOF, **BASE}),
@@ -36,7 +37,8 @@ EDITS = [
     ("base_train.warmdown_ratio", 0.5, BASE),
     ("base_train.micro_batch", 4, {}),
     ("base_train.commit_every", 5, {}),
-    ("base_eval.max_per_task", 2, {"base_eval": 1, "report": 1}),
+    ("base_eval.max_per_task", 2, {"tokens_core": 1, **PROOF, "base_eval": 1, "report": 1}),
+    ("base_eval.sample_tokens", 5, {"base_eval": 1, "report": 1}),
     ("base_eval.samples", ["The"], {"base_eval": 1, "report": 1}),
     ("mid_train.lr_scale", 0.7, MID),
     ("mid_train.epochs", 0.03, MID),
@@ -207,6 +209,7 @@ def test_rules_list_with_what_they_do(project):
         "download",
         "tokenizer",
         "tokens_pretrain",
+        "tokens_core",
         "base_train",
         "base_eval",
         "mid_train",

@@ -363,7 +363,7 @@ def test_the_classroom_trains_the_demo_and_beside_it_the_textbook():
     assert classroom.run_names == ["tiny", "tiny-textbook"]
     for stage in ("tokenizer", "tokens/pretrain", "base_train", "mid_train", "sft", "base_eval", "chat_eval/sft"):
         assert classroom.specification("tiny", stage) == demo.specification("tiny", stage), stage
-    for stage in ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft"):
+    for stage in ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "tokens/core"):
         assert classroom.owner("tiny-textbook", stage) == "tiny"
     assert classroom.settings("tiny").trace.beside == "tiny-textbook"
     assert classroom.settings("tiny-textbook").trace.beside == "tiny"

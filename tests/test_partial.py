@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import write_bundle
 from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
-from test_core_eval import write_bundle
 
+from nanochat import core_tokens
 from nanochat.checkpoint import save_model
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
@@ -206,7 +207,7 @@ def test_time_left_follows_from_tasks_of_the_same_kind(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with a model, packed rows, a CORE bundle and chat questions; arguments of both programs."""
+    """A folder with a model, packed rows, prompts of CORE and chat questions; arguments of both programs."""
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     files = save_model(folder / "model", random_model(), small_tokenizer())
@@ -216,8 +217,9 @@ def world(tmp_path_factory):
     for split in ("train", "validation"):
         np.save(folder / "tokens" / f"{split}.npy", random.integers(0, 256, (24, 65), dtype=np.uint16))
     publish_there(folder / "tokens" / "manifest.json", ["train.npy", "validation.npy"], inputs=tokenizer)
-    write_bundle(folder)
-    publish_there(folder / "bundle.zip.manifest.json", ["bundle.zip"], key="eval_bundle")
+    (folder / "core").mkdir()
+    core = core_tokens.prepare(write_bundle(folder), small_tokenizer(), max_per_task=3)
+    publish_there(folder / "core" / "manifest.json", core_tokens.save(core, folder / "core"), inputs=tokenizer)
     (folder / "words.txt").write_text("pear\nplum\nfig\nkiwi\nlime\ndate\n")
     publish_there(folder / "words.txt.manifest.json", ["words.txt"], key="words")
     return folder
@@ -229,8 +231,6 @@ def publish_there(manifest, files, *, inputs=None, **specification):
 
 BASE_EVAL = {
     "eval_tokens": 64 * 16,
-    "tasks": None,
-    "max_per_task": 3,
     "samples": ["The", "A"],
     "sample_tokens": 4,
     "seed": 1,
@@ -248,7 +248,7 @@ CHAT_EVAL = {
 
 def arguments(world, program, folder):
     specification = BASE_EVAL if program == "base_eval" else CHAT_EVAL
-    data = ["--tokens", world / "tokens/manifest.json", "--data", world / "bundle.zip.manifest.json"]
+    data = ["--tokens", world / "tokens/manifest.json", "--core", world / "core/manifest.json"]
     if program == "chat_eval":
         data = ["--data", world / "words.txt.manifest.json"]
     shared = ["--specification", json.dumps(specification), "--manifest", folder / "manifest.json", "--device", "cpu"]

@@ -161,7 +161,7 @@ def test_the_preflight_tells_what_it_opened_and_that_it_had_no_network(proven):
     log = (proven.folder / "results/tiny/logs/preflight.log").read_text()
     assert "preflight: " in log and "connections" in log.splitlines()[0]
     opened = proven.manifest("preflight")["results"]["opened"]
-    assert opened["CORE"]["world_towns"] == 40 and opened["chat tasks"]["humaneval"] == 8
+    assert opened["CORE"]["world_towns"] == 3 and opened["chat tasks"]["humaneval"] == 8
     assert opened["tokens/sft"]["train"] > 100
     speeds = proven.record("preflight")["speeds"]
     assert speeds["base_train"]["train_token_s"] > 0 and "measured" in speeds["sft"]["source"]
@@ -178,7 +178,7 @@ def test_the_proof_is_the_same_bytes_each_time(proven, project):
 @pytest.mark.parametrize(
     ("file", "harm"),
     [
-        ("resources/tiny_world/eval_bundle.zip", truncate),
+        ("results/tiny/tokens/core/tokens.npy", truncate),
         ("resources/tiny_world/humaneval/test.parquet", replace_by_error_page),
         ("results/tiny/tokens/sft/train.npy", exchange_for_another_revision),
         ("results/tiny/tokenizer/tokenizer.json", remove),
@@ -231,6 +231,8 @@ def test_editing_two_stages_at_once_makes_both_anew_beside_a_new_proof(quick_run
     project.configure({"base_train.steps": 7, "sft.mask_user": False})
     jobs = project.planned()
     assert {"tokens_sft", "preflight", "base_train", "base_eval", "mid_train", "sft"} <= jobs.keys()
+    project.configure({"base_train.steps": 7, "base_eval.max_per_task": 2})
+    assert {"tokens_core", "preflight", "base_train", "base_eval", "mid_train", "sft"} <= project.planned().keys()
     project.configure({"sft.mask_user": False})
     assert project.planned() == {"tokens_sft": 1, "preflight": 1, "sft": 1, "chat_eval": 1, "report": 1}
 

@@ -21,12 +21,13 @@ from nanochat.errors import UserError
 from nanochat.jobs.mail import mail_options, read_settings
 
 GPU_STAGES = ["base_train", "base_eval", "mid_train", "sft", "chat_eval"]
-CPU_STAGES = ["tokenizer", "tokens_pretrain", "tokens_mid_train", "tokens_sft", "trace"]
+CPU_STAGES = ["tokenizer", "tokens_pretrain", "tokens_mid_train", "tokens_sft", "tokens_core", "trace"]
 MADE_BY = {
     "rule_tokenizer_wildcards_d20": "tokenizer",
     "rule_tokens_pretrain_wildcards_d20": "tokens/pretrain",
     "rule_tokens_mid_train_wildcards_d20": "tokens/mid_train",
     "rule_tokens_sft_wildcards_d20": "tokens/sft",
+    "rule_tokens_core_wildcards_d20": "tokens/core",
     "rule_base_train_wildcards_d20": "base_train",
     "rule_base_eval_wildcards_d20": "base_eval",
     "rule_mid_train_wildcards_d20": "mid_train",

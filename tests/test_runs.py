@@ -40,10 +40,10 @@ def test_the_example_of_the_documentation(tmp_path: Path) -> None:
 
 REUSE = {
     "tokenizer": {"tokenizer"},
-    "tokens": {"tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft"},
-    "base_train": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "base_eval"},
-    "base_eval": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "base_eval"},
-    "mid_train": UP_TO_MID | {"tokens/sft", "base_eval", "chat_eval/mid_train"},
+    "tokens": {"tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "tokens/core"},
+    "base_train": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "tokens/core", "base_eval"},
+    "base_eval": UP_TO_BASE | {"tokens/mid_train", "tokens/sft", "tokens/core", "base_eval"},
+    "mid_train": UP_TO_MID | {"tokens/sft", "tokens/core", "base_eval", "chat_eval/mid_train"},
     "sft": set(STAGES) - {"trace", "report"},
     "chat_eval": set(STAGES) - {"trace", "report"},
 }
@@ -57,12 +57,22 @@ def test_reusing_a_stage_brings_what_it_was_made_from_and_its_evaluation(section
 
 def test_conversations_are_made_anew_where_their_keys_differ(tmp_path: Path) -> None:
     config = load_runs(tmp_path, a={}, b={"base_train": "a", "sft": {"mask_user": False}})
-    assert reused(config, "b") == {"a": UP_TO_BASE | {"tokens/mid_train", "base_eval"}}
+    assert reused(config, "b") == {"a": UP_TO_BASE | {"tokens/mid_train", "tokens/core", "base_eval"}}
+
+
+def test_prompts_are_made_anew_where_their_keys_differ_and_only_then(tmp_path: Path) -> None:
+    shared = UP_TO_BASE | {"tokens/mid_train", "tokens/sft"}
+    other_items = {"base_train": "a", "base_eval": {"max_per_task": 3}}
+    other_samples = {"base_train": "a", "base_eval": {"samples": ["Once"]}}
+    config = load_runs(tmp_path, a={}, b=other_items, c=other_samples, d={"base_eval": "b"})
+    assert reused(config, "b") == {"a": shared}
+    assert reused(config, "c") == {"a": shared | {"tokens/core"}}
+    assert reused(config, "d") == {"a": shared, "b": {"tokens/core", "base_eval"}}, "an evaluation comes with what it read"
 
 
 def test_an_evaluation_of_its_own_is_not_reused(tmp_path: Path) -> None:
     config = load_runs(tmp_path, a={}, b={"mid_train": "a", "base_eval": {"seed": 1}, "chat_eval": {"seed": 1}})
-    assert reused(config, "b") == {"a": UP_TO_MID | {"tokens/sft"}}
+    assert reused(config, "b") == {"a": UP_TO_MID | {"tokens/sft", "tokens/core"}}
     assert '"seed":1' in config.specification("b", "chat_eval/mid_train")
 
 
@@ -72,7 +82,7 @@ def test_reuse_goes_through_runs_that_reuse(tmp_path: Path) -> None:
     )
     assert config.run_names == ["c", "b", "a"]
     assert reused(config, "c") == {
-        "a": UP_TO_BASE | {"base_eval", "tokens/sft"},
+        "a": UP_TO_BASE | {"base_eval", "tokens/sft", "tokens/core"},
         "b": {"tokens/mid_train", "mid_train", "chat_eval/mid_train"},
     }
 
@@ -161,7 +171,7 @@ def test_overrides_that_change_nothing_upstream_are_allowed(tmp_path: Path) -> N
     c = {"mid_train": "a", "identity": {"name": "Bob"}}
     config = load_runs(tmp_path, mixture, a={}, b=b, c=c)
     assert len(config.training_shards("b")) == 2
-    assert reused(config, "c")["a"] == UP_TO_MID | {"base_eval", "chat_eval/mid_train"}
+    assert reused(config, "c")["a"] == UP_TO_MID | {"tokens/core", "base_eval", "chat_eval/mid_train"}
 
 
 # -- traces ------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from nanochat.presets import PRESETS
 
 CHAT_EVAL = {"chat_eval/mid_train", "chat_eval/sft"}
 TRAINING = {"base_train", "mid_train", "sft"}
-TOKENS = {"tokens/pretrain", "tokens/mid_train", "tokens/sft"}
+ROWS = {"tokens/pretrain", "tokens/mid_train", "tokens/sft"}
 
 # the edit of one key, and the stages whose specification it changes
 EDITS: list[tuple[str, Any, set[str]]] = [
@@ -22,7 +22,7 @@ EDITS: list[tuple[str, Any, set[str]]] = [
     ("tokenizer.shards", 1, {"tokenizer"}),
     ("tokenizer.max_characters", 1000, {"tokenizer"}),
     ("tokenizer.document_characters", 100, {"tokenizer"}),
-    ("tokens.sequence_len", 32, TOKENS),
+    ("tokens.sequence_len", 32, ROWS),
     ("identity.name", "Ada", {"tokens/mid_train"}),
     ("identity.facts", ["I am small."], {"tokens/mid_train"}),
     ("base_train.depth", 4, {"base_train"}),
@@ -40,7 +40,9 @@ EDITS: list[tuple[str, Any, set[str]]] = [
     ("base_train.warmdown_ratio", 0.5, {"base_train"}),
     ("base_train.eval_every", 5, {"base_train"}),
     ("base_train.dtype", "float32", {"base_train"}),
-    ("base_eval.max_per_task", 3, {"base_eval"}),
+    ("base_eval.max_per_task", 3, {"tokens/core"}),  # which base_eval reads
+    ("base_eval.tasks", ["copa"], {"tokens/core"}),
+    ("base_eval.sample_tokens", 3, {"base_eval"}),
     ("base_eval.samples", ["Once"], {"base_eval"}),
     ("mid_train.mixture.0.rows", 7, {"tokens/mid_train"}),
     ("mid_train.mixture.0.epochs", 2.0, {"tokens/mid_train"}),
@@ -216,7 +218,8 @@ def test_stages_need_the_files_that_they_read(tmp_path: Path) -> None:
         "tokens/mid_train": [*smoltalk, "words", "smoltalk/test"],
         "tokens/sft": ["gsm8k/train", "own_chats", "gsm8k/test"],
         "base_train": [],
-        "base_eval": ["eval_bundle"],
+        "tokens/core": ["eval_bundle"],
+        "base_eval": [],
         "mid_train": [],
         "sft": [],
         "chat_eval/mid_train": ["arc_easy/test", "gsm8k/test", "words"],

@@ -15,7 +15,7 @@ from nanochat.config import Config
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified
 from nanochat.planning.plan import STAGES, TRAININGS, Known, Row
-from nanochat.planning.predict import Counts, commit_bytes, model_bytes
+from nanochat.planning.predict import Counts, commit_bytes, counted_core, model_bytes
 from nanochat.specifications import COMPARISON_VOCABULARIES
 
 # where nothing tells the size of a file: a FineWeb-Edu shard has about 100 MB
@@ -47,18 +47,22 @@ def file_of(config: Config, key: str, root: Path = Path()) -> Path:
 def look(config: Config, run: str, root: Path = Path()) -> Known:
     """What of a run is made already, and how much it holds."""
     done = frozenset(stage for stage in STAGES if is_as_specified(config, run, stage, root))
-    rows = {}
+    rows: dict[str, tuple[int, int]] = {}
+    core: Counts | None = None
     for stage in done:
         if not stage.startswith("tokens/"):
             continue
         try:
             results = open_verified(manifest_of(config, run, stage, root)).results
-            rows[stage] = (results["train"]["rows"], results["validation"]["rows"])
+            if stage == "tokens/core":
+                core = counted_core(results)
+            else:
+                rows[stage] = (results["train"]["rows"], results["validation"]["rows"])
         except (UserError, KeyError, TypeError):
             continue  # a damaged manifest is named by whoever checks files
     shards = {"tokenizer": config.tokenizer_shards(run), "tokens/pretrain": config.training_shards(run)}
     text = {stage: TEXT_IN_PARQUET * sum(size_of(config, key, root) for key in keys) for stage, keys in shards.items()}
-    return Known(rows=rows, done=done, text_bytes=text, core=counted_core(config, run, root))
+    return Known(rows=rows, done=done, text_bytes=text, core=core)
 
 
 def is_as_specified(config: Config, run: str, stage: str, root: Path = Path()) -> bool:
@@ -68,16 +72,6 @@ def is_as_specified(config: Config, run: str, stage: str, root: Path = Path()) -
         return manifest["specification"] == json.loads(config.specification(run, stage))
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def counted_core(config: Config, run: str, root: Path = Path()) -> Counts | None:
-    """The items of the CORE bundle and the tokens of each, if a preflight has counted them."""
-    preflight = root / "results" / config.owner(run, "base_eval") / "preflight" / MANIFEST
-    try:
-        counts = open_verified(preflight).record()["core"]
-        return {name: (int(items), float(tokens)) for name, (items, tokens) in counts.items()}
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def missing_files(config: Config, keys: Iterable[str], root: Path = Path()) -> list[str]:
@@ -138,7 +132,7 @@ def needs(config: Config, rows: Sequence[Row], keys: Iterable[str], root: Path =
             commits = COMMITS_KEPT * commit_bytes(row.model) - size_of_folder(folder / "resume" / row.stage)
             found.append(Need(f"{row.run}/{row.stage}: model and commits", folder, model_bytes(row.model) + max(0, commits)))
         elif row.stage.startswith("tokens/") and row.prediction and row.prediction.tokens:
-            a_token = 2 if row.stage == "tokens/pretrain" else 3  # uint16, and a byte of mask
+            a_token = 2 if row.stage in ("tokens/pretrain", "tokens/core") else 3  # uint16, and a byte of mask
             found.append(Need(f"{row.run}/{row.stage}", folder, a_token * row.prediction.tokens))
     return found
 

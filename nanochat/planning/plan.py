@@ -22,7 +22,7 @@ from nanochat.runs import TRAININGS
 from nanochat.schedule import divisor_at_most, micro_batch_on_cpu
 
 GPU_STAGES = ("base_train", "base_eval", "mid_train", "sft", "chat_eval/mid_train", "chat_eval/sft")
-STAGES = ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", *GPU_STAGES)
+STAGES = ("tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "tokens/core", *GPU_STAGES)
 
 DAY_S = 86_400
 MAX_CPU_DAYS = 60  # what takes longer on CPUs was hardly meant; config/tiny.yaml takes minutes, config/small.yaml 20
@@ -62,7 +62,7 @@ class Known:
     done: frozenset[str] = frozenset()  # stages that are published
     speeds: Mapping[str, Speed] = field(default_factory=dict)  # of trainings, measured
     text_bytes: Mapping[str, float] = field(default_factory=dict)  # tokenizer, tokens/pretrain -> text to read
-    core: predict.Counts | None = None  # of the bundle that is there
+    core: predict.Counts | None = None  # of the prompts that are there
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def plan_stage(config: Config, run: str, stage: str, site: Site, model: Mapping[
     if speed is None:
         return Row(run, stage, site, model, specification, None, is_done=is_done)
     if stage not in TRAININGS:
-        prediction = predict_evaluation(config, stage, specification, model, speed, known)
+        prediction = predict_evaluation(config, run, stage, specification, model, speed, known)
         return Row(run, stage, site, model, specification, prediction, speed, is_done=is_done)
     run_time = config.run_time(run, stage)
     commit_every, requested = run_time["commit_every"] or 0, run_time["micro_batch"] or 0
@@ -175,6 +175,8 @@ def predict_preparation(
         if size is None:
             return None
         return predict.predict_text_tokens(text_bytes=size, vocab_size=model["vocab_size"], threads=site.threads)
+    if stage == "tokens/core":
+        return predict.predict_prompt_tokens(core_counts(config, run, model, known), threads=site.threads)
     tokens = mixture_tokens(config, [*specification["mixture"], *specification["validation"]], model)
     return None if tokens is None else predict.predict_conversation_tokens(tokens=tokens)
 
@@ -207,13 +209,25 @@ def catalogue_rows(config: Config) -> dict[str, int]:
     return {name: rows for name in names if (rows := config.catalogue.rows(name)) is not None}
 
 
+def core_counts(config: Config, run: str, model: Mapping[str, Any], known: Known) -> predict.Counts:
+    if known.core is not None:
+        return known.core
+    if is_generated(config, "eval_bundle"):
+        return {}  # the tiny world's bundle is small beside the text whose bits are counted
+    return predict.core_counts(json.loads(config.specification(run, "tokens/core")), model)
+
+
 def predict_evaluation(
-    config: Config, stage: str, specification: Mapping[str, Any], model: Mapping[str, Any], speed: Speed, known: Known
+    config: Config,
+    run: str,
+    stage: str,
+    specification: Mapping[str, Any],
+    model: Mapping[str, Any],
+    speed: Speed,
+    known: Known,
 ) -> Prediction:
     if stage == "base_eval":
-        # the tiny world's bundle is small beside the text whose bits are counted
-        core = known.core or ({} if is_generated(config, "eval_bundle") else predict.core_counts(model))
-        return predict.predict_base_eval(specification, model, speed, core=core)
+        return predict.predict_base_eval(specification, model, speed, core=core_counts(config, run, model, known))
     rows = catalogue_rows(config)
     items = {task: rows.get(f"{task}/test", 1000) for task in specification["tasks"]}
     items["spelling_bee"] = specification["spelling_items"]

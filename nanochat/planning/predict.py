@@ -21,7 +21,6 @@ START_S = 3.0  # from the start of a program to its first step: importing PyTorc
 COMMIT_BYTES_PER_S = 0.5e9  # copying, hashing, writing and syncing a commit
 ROWS_OF_DECODING = 64  # answers that are written side by side (nanochat.engine)
 DECODE_S_PER_LAYER = 4.1e-3  # a step of it on a GPU: 82 ms for d20, nearly all of it starting small kernels (H100)
-PADDING = 1.25  # tokens computed for a token scored: sequences of similar length share a batch
 
 # A training on a GPU, eager, fitted to measurements on an H100 (benchmarks/gpu_step.py) from d8 to d20, to 5 %: the products
 # run at this share of the peak, and everything between them moves so many bytes a token through the GPU's memory
@@ -34,31 +33,32 @@ DETERMINISTIC = 1.10  # d20 with kernels that give the same bits each time, over
 TOKENIZER_BYTES_PER_S = 12.9e6
 TEXT_TOKENS_PER_S = 2.5e6
 CONVERSATION_TOKENS_PER_S = 0.62e6  # rendered, encoded and packed, as config/small.yaml took
+PROMPT_TOKENS_PER_S = 0.7e6  # of CORE, rendered and encoded: those kept, though each option is encoded with what it shares
 
-# The tasks of nanochat's CORE bundle: items, and bytes of text that an item puts through the model, examples and all options
+# The tasks of nanochat's CORE bundle: items, and bytes of text that an item puts through the model, what its options share once
 CORE_TASKS = {
-    "hellaswag_zeroshot": (10_042, 1_440),
+    "hellaswag_zeroshot": (10_042, 750),
     "jeopardy": (2_117, 1_300),
     "bigbench_qa_wikidata": (20_321, 510),
-    "arc_easy": (2_376, 6_930),
-    "arc_challenge": (1_172, 8_470),
-    "copa": (100, 130),
-    "commonsense_qa": (1_221, 6_610),
-    "piqa": (1_838, 3_590),
-    "openbook_qa": (500, 230),
+    "arc_easy": (2_376, 1_790),
+    "arc_challenge": (1_172, 2_200),
+    "copa": (100, 90),
+    "commonsense_qa": (1_221, 1_660),
+    "piqa": (1_838, 1_860),
+    "openbook_qa": (500, 90),
     "lambada_openai": (5_153, 320),
-    "hellaswag": (10_042, 16_860),
-    "winograd": (273, 200),
-    "winogrande": (1_267, 210),
+    "hellaswag": (10_042, 4_630),
+    "winograd": (273, 130),
+    "winogrande": (1_267, 140),
     "bigbench_dyck_languages": (1_000, 1_750),
-    "agi_eval_lsat_ar": (230, 14_470),
+    "agi_eval_lsat_ar": (230, 3_630),
     "bigbench_cs_algorithms": (1_320, 1_570),
     "bigbench_operators": (210, 1_450),
     "bigbench_repeat_copy_logic": (32, 2_240),
     "squad": (2_098, 10_200),
     "coqa": (8_021, 2_060),
-    "boolq": (3_270, 14_540),
-    "bigbench_language_identification": (10_000, 13_640),
+    "boolq": (3_270, 7_270),
+    "bigbench_language_identification": (10_000, 3_420),
 }
 # Bytes of a question, and of the reference answer where the model writes one (0: the likeliest letter is the answer)
 CHAT_TASKS = {
@@ -118,12 +118,12 @@ def table_speed(model: Model, *, device: Device | None, num_devices: int, cores:
         flops, source = cores * CPU_FLOPS_PER_CORE, f"{cores} CPU cores at {CPU_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s each"
         forward = flops_per_token(model) / 3 / flops
         # decoding reads every weight for each step, and on a CPU costs about as much again in starting small operations
-        return Speed(flops_per_token(model) / flops, 0.0, PADDING * forward, 6 * forward, source)
+        return Speed(flops_per_token(model) / flops, 0.0, forward, 6 * forward, source)
     token_s = train_token_seconds(model, device) / num_devices
     share = flops_per_token(model) / token_s / (num_devices * device.peak_flops)
     source = f"{num_devices} x {device.name} at {share:.0%} of {device.peak_flops / 1e12:.0f} TFLOP/s"
     step = model["n_layer"] * DECODE_S_PER_LAYER + 4 * count_parameters(model) / device.bandwidth
-    return Speed(token_s, 0.0, PADDING * token_s / 3, step / ROWS_OF_DECODING / num_devices, source)
+    return Speed(token_s, 0.0, token_s / 3, step / ROWS_OF_DECODING / num_devices, source)
 
 
 def train_token_seconds(model: Model, device: Device) -> float:
@@ -211,9 +211,18 @@ def bytes_per_token(vocab_size: int) -> float:
     return 0.3 * math.log2(vocab_size)
 
 
-def core_counts(model: Model) -> Counts:
-    """CORE as nanochat distributes it, for when the bundle itself was not counted."""
-    return {name: (items, size / bytes_per_token(model["vocab_size"])) for name, (items, size) in CORE_TASKS.items()}
+def core_counts(prompts: Mapping[str, Any], model: Model) -> Counts:
+    """CORE as nanochat distributes it, for when its prompts are not made yet. `prompts` specifies them."""
+    chosen, most = CORE_TASKS if prompts["tasks"] is None else prompts["tasks"], prompts["max_per_task"] or math.inf
+    found = {name: CORE_TASKS[name] for name in chosen if name in CORE_TASKS}
+    return {
+        name: (round(min(items, most)), size / bytes_per_token(model["vocab_size"])) for name, (items, size) in found.items()
+    }
+
+
+def counted_core(results: Mapping[str, Any]) -> Counts:
+    """CORE as its prompts were made: of the results in their manifest."""
+    return {name: (task["num_items"], task["tokens"] / task["num_items"]) for name, task in results["tasks"].items()}
 
 
 def chat_counts(model: Model, items: Mapping[str, int]) -> ChatCounts:
@@ -224,9 +233,7 @@ def chat_counts(model: Model, items: Mapping[str, int]) -> ChatCounts:
 
 def predict_base_eval(specification: Mapping[str, Any], model: Model, speed: Speed, *, core: Counts) -> Prediction:
     """Bits per byte of two splits, and the CORE tasks: tokens that go forward through the model."""
-    chosen = core if specification["tasks"] is None else {name: core[name] for name in specification["tasks"] if name in core}
-    most = specification["max_per_task"] or math.inf
-    tokens = 2 * specification["eval_tokens"] + sum(min(items, most) * size for items, size in chosen.values())
+    tokens = 2 * specification["eval_tokens"] + sum(items * size for items, size in core.values())
     written = len(specification["samples"]) * specification["sample_tokens"]
     seconds = START_S + tokens * speed.forward_token_s + written * speed.decode_token_s
     return Prediction(seconds, tokens=round(tokens), flops=tokens * flops_per_token(model) / 3)
@@ -258,6 +265,11 @@ def predict_text_tokens(*, text_bytes: float, vocab_size: int, threads: int) -> 
 
 def predict_conversation_tokens(*, tokens: float) -> Prediction:
     return Prediction(tokens / CONVERSATION_TOKENS_PER_S, tokens=round(tokens))
+
+
+def predict_prompt_tokens(core: Counts, *, threads: int) -> Prediction:
+    tokens = sum(items * size for items, size in core.values())
+    return Prediction(tokens / (PROMPT_TOKENS_PER_S * threads), tokens=round(tokens) or None)  # none: nobody counted them
 
 
 def conversation_tokens(

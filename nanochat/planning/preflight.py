@@ -4,24 +4,25 @@ Each function takes what its stage is told and returns what it found: numbers fo
 work amounts to, for the prediction. Whatever is missing or malformed is a UserError that names it.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanochat import tasks
-from nanochat.batching import context_limit
+from nanochat import core_tokens, tasks
 from nanochat.chat_eval import letter_id
 from nanochat.conversations import build_mixture
-from nanochat.core_bundle import list_labels, read_bundle, render_prompts
-from nanochat.core_eval import tokenize
 from nanochat.dataloader import Loader, open_rows
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.manifest import Artefact
+from nanochat.sandbox import require
 from nanochat.tokenizer import Tokenizer
+
+log = logging.getLogger("nanochat")
 
 SAMPLED = 8  # items of a task from which its size is estimated, spread over it
 PROBE = "The quick brown fox: 12 + 30 = 42.\n"
@@ -68,18 +69,13 @@ def open_mixture(specification: Mapping[str, Any], files: Mapping[str, Path], to
     return found
 
 
-def open_core(
-    path: Path, specification: Mapping[str, Any], tokenizer: Tokenizer, model: Mapping[str, Any]
-) -> dict[str, tuple[int, float]]:
-    """Task -> items, and tokens that an item puts through the model (the mean of a few)."""
-    labels = specification["tasks"] or list_labels(path)
-    max_tokens = context_limit(GPTConfig(**model))
+def open_core(artefact: Artefact, *, vocab_size: int) -> dict[str, int]:
+    """Items of each task."""
     found = {}
-    for task in read_bundle(path, labels=labels):
-        chosen = spread(len(task.items))
-        items = tokenize(tokenizer, task, [render_prompts(task, index) for index in chosen], max_tokens=max_tokens)
-        sizes = [sum(len(option.tokens) for option in options) for options in items]
-        found[task.label] = (len(task.items), sum(sizes) / len(sizes))
+    for task in core_tokens.load(artefact, verify=False).tasks:
+        if (largest := int(task.tokens.max())) >= vocab_size:
+            raise UserError(f"{artefact.manifest}: holds token {largest:,}, and the model knows {vocab_size:,}")
+        found[task.label] = len(task)
     return found
 
 
@@ -87,6 +83,8 @@ def open_chat_tasks(
     specification: Mapping[str, Any], files: Mapping[str, Path], tokenizer: Tokenizer
 ) -> dict[str, tuple[int, float, float]]:
     """Task -> items, tokens of a question, tokens of a reference answer (0 where a letter is the answer)."""
+    if "humaneval" in specification["tasks"]:
+        look_at_sandbox(specification["sandbox"])
     found = {}
     letters: dict[str, int] = {}
     for name in specification["tasks"]:
@@ -106,6 +104,14 @@ def open_chat_tasks(
                 answers.append(max(1, len(tokenizer.render_conversation(conversation)[0]) - prompt))
         found[name] = (len(task), sum(questions) / len(questions), sum(answers) / len(answers))
     return found
+
+
+def look_at_sandbox(tier: str) -> None:
+    """A warning and no error: chat_eval may run on another machine, and refuses there by itself."""
+    try:
+        require(tier)
+    except UserError as error:
+        log.warning(f"preflight  on this machine, chat_eval would refuse: {error}")
 
 
 def open_engine(model: Mapping[str, Any], tokenizer: Tokenizer) -> None:

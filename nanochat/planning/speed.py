@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from nanochat.distributed import choose_dtype
-from nanochat.engine import KVCache
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.inference import make_ready
+from nanochat.kv_cache import KVCache
 from nanochat.optimizer import build_optimizer
 from nanochat.planning.predict import Speed, table_speed
 from nanochat.train import sum_of_losses
@@ -43,6 +44,7 @@ def measure_speeds(model: Mapping[str, Any], *, micro_batches: Mapping[str, int]
     for parameter in gpt.parameters():
         parameter.grad = None
     rows = max(by_rows)
+    make_ready(gpt)
     forward_s = forward_seconds(gpt, rows) / (rows * model["sequence_len"])
     decode_s = decode_seconds(gpt) / DECODING_ROWS
     source = f"measured on this machine's CPU, {torch.get_num_threads()} threads"
@@ -69,11 +71,11 @@ def decode_seconds(gpt: GPT) -> float:
     """One step of writing: a token a row, with the keys and values of what came before kept."""
     config = gpt.config
     before = config.sequence_len // 2
-    cache = KVCache(config, DECODING_ROWS, before + 1, gpt.compute_dtype, "cpu")
+    cache = KVCache(config, DECODING_ROWS, before + 1, torch.float32, "cpu")
     token = torch.zeros(DECODING_ROWS, 1, dtype=torch.long)
 
     def step() -> None:
-        cache.lengths = torch.full((DECODING_ROWS,), before)
+        cache.lengths = [before] * DECODING_ROWS
         gpt.logits(gpt.hidden(token, cache)[:, -1]).argmax(dim=1)
 
     return typical_seconds(step, seconds=SECONDS_A_PART / 4)

@@ -52,16 +52,17 @@ from nanochat.watching.queue import Job, Queue
 
 # in the order in which they run; a test keeps it equal to nanochat.runs.STAGES, which takes 0.2 s to import
 STAGES = (
-    "tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "preflight", "base_train", "base_eval", "mid_train",
-    "sft", "chat_eval/mid_train", "chat_eval/sft", "trace", "report",
+    "tokenizer", "tokens/pretrain", "tokens/mid_train", "tokens/sft", "tokens/core", "preflight", "base_train", "base_eval",
+    "mid_train", "sft", "chat_eval/mid_train", "chat_eval/sft", "trace", "report",
 )  # fmt: skip
 OPTIONAL = {"preflight"}  # shown only where it left a trace
 MADE_FROM = {
     "tokens/pretrain": ("tokenizer",),
     "tokens/mid_train": ("tokenizer",),
     "tokens/sft": ("tokenizer",),
+    "tokens/core": ("tokenizer",),
     "base_train": ("tokens/pretrain",),
-    "base_eval": ("base_train",),
+    "base_eval": ("base_train", "tokens/core"),
     "mid_train": ("base_train", "tokens/mid_train"),
     "sft": ("mid_train", "tokens/sft"),
     "chat_eval/mid_train": ("mid_train",),

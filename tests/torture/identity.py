@@ -167,10 +167,12 @@ def other_tokenizers(world: World) -> Iterator[Trial]:
     arguments = world.train("mid_train", fresh / "4", tokenizer="other")
     yield Trial("conversations", "train.py", arguments, [words])
     specification = json.dumps(world.specifications["base_eval"])
-    for number, (model, tokens) in enumerate((("base_of_other", "tokens"), ("base_train", "tokens_of_other"))):
+    usual = ("base_train", "tokens", "tokenizer")
+    others = (("base_of_other", *usual[1:]), (usual[0], "tokens_of_other", usual[2]), (*usual[:2], "other"))
+    for number, (model, tokens, tokenizer) in enumerate(others):
         arguments = ["--specification", specification, "--manifest", str(fresh / f"eval{number}" / "manifest.json")]
         arguments += ["--model", world.manifest(model), "--tokens", world.manifest(tokens), "--device", "cpu"]
-        yield Trial("base_eval", "base_eval.py", [*arguments, "--data", bundle(world)], [words])
+        yield Trial("base_eval", "base_eval.py", [*arguments, "--core", prompts(world, tokenizer)], [words])
     exchanged = world.folder / "exchanged"
     if not exchanged.exists():
         shutil.copytree(world.folder / "base_train", exchanged)
@@ -180,6 +182,16 @@ def other_tokenizers(world: World) -> Iterator[Trial]:
     arguments = ["--specification", json.dumps(world.specifications["chat_eval/sft"]), "--device", "cpu"]
     arguments += ["--manifest", str(fresh / "chat" / "manifest.json"), "--model", str(exchanged / MANIFEST)]
     yield Trial("chat_eval", "chat_eval.py", [*arguments, "--data", bundle(world)], [refusal])
+
+
+def prompts(world: World, tokenizer: str) -> str:
+    """Prompts of CORE: these trials end before anything of them is read."""
+    manifest = world.folder / f"prompts_of_{tokenizer}" / MANIFEST
+    if not manifest.exists():
+        manifest.parent.mkdir()
+        inputs = {"tokenizer": Path(world.manifest(tokenizer))}
+        publish(manifest, specification={}, inputs=inputs, files=[], results={}, record={})
+    return str(manifest)
 
 
 def bundle(world: World) -> str:
@@ -290,7 +302,7 @@ def kept_parts(world: World, folder: Path) -> Row:
 
 
 def evaluation(world: World, stage: str) -> dict[str, dict[str, Any]]:
-    whole = identity_of(stage.split("/")[0], world.specifications[stage], {"model": "a", "tokens": "b"})
+    whole = identity_of(stage.split("/")[0], world.specifications[stage], {"model": "a", "tokens": "b", "core": "c"})
     numerics = {"device": "cpu", "num_devices": 1, "hardware": "x", "dtype": "float32", "torch": "2"}
     return {**whole, "numerics": numerics}
 

@@ -182,6 +182,7 @@ def stage_paths() -> list[PublishPath]:
     return [
         *path("tokens of text", tokens_text, {"sequence_len": 64}, sequence_len=32),
         *path("tokens of conversations", tokens_conversations, CONVERSATIONS, seed=2),
+        *path("tokens of CORE", tokens_core, {"tasks": None, "max_per_task": 2}, max_per_task=1),
         *path(
             "tokenizer", tokenizer, {"vocab_size": 300, "max_characters": 20_000, "document_characters": 1_000}, vocab_size=290
         ),
@@ -199,6 +200,7 @@ SHARDS = [INPUTS / "shard_0.parquet.manifest.json", INPUTS / "shard_1.parquet.ma
 HELD_OUT = INPUTS / "shard_2.parquet.manifest.json"
 TOKENIZER = INPUTS / "tokenizer/manifest.json"
 TOKENS = INPUTS / "tokens/manifest.json"
+CORE = INPUTS / "core/manifest.json"
 MODEL = INPUTS / "model/manifest.json"
 
 
@@ -209,6 +211,10 @@ def tokens_text(specification: dict) -> Job:
 
 def tokens_conversations(specification: dict) -> Job:
     return program("tokens_conversations", specification, "--tokenizer", TOKENIZER, "--files", INPUTS / "own.jsonl")
+
+
+def tokens_core(specification: dict) -> Job:
+    return program("tokens_core", specification, "--tokenizer", TOKENIZER, "--data", INPUTS / "bundle.zip.manifest.json")
 
 
 def tokenizer(specification: dict) -> Job:
@@ -227,7 +233,7 @@ def trace(specification: dict) -> Job:
 # -- 5: evaluations ----------------------------------------------------------------------------------------------------------
 
 
-BASE_EVAL = {"eval_tokens": 512, "tasks": None, "max_per_task": 2, "samples": ["The"], "sample_tokens": 2, "seed": 1}
+BASE_EVAL = {"eval_tokens": 512, "samples": ["The"], "sample_tokens": 2, "seed": 1}
 CHAT_EVAL = {
     **{"tasks": ["spelling_bee"], "spelling_items": 2, "max_per_task": None, "max_new_tokens": 2},
     **{"temperature": 0.0, "top_k": 50, "seed": 1},
@@ -235,7 +241,7 @@ CHAT_EVAL = {
 
 
 def evaluation_paths() -> list[PublishPath]:
-    base = ("--model", MODEL, "--tokens", TOKENS, "--data", INPUTS / "bundle.zip.manifest.json", "--device", "cpu")
+    base = ("--model", MODEL, "--tokens", TOKENS, "--core", CORE, "--device", "cpu")
     chat = ("--model", MODEL, "--data", INPUTS / "words.txt.manifest.json", "--device", "cpu")
     state = {"NANOCHAT_STATE": "resume/eval"}
     return [
@@ -414,13 +420,14 @@ def make_world() -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from bundles import write_bundle
     from small_models import random_model, small_tokenizer
-    from test_core_eval import write_bundle
 
+    from nanochat import core_tokens
     from nanochat.checkpoint import save_model
     from nanochat.manifest import write_json_lines
 
-    for folder in (INPUTS / "tokens", INPUTS / "tokenizer", Path("resume/eval")):
+    for folder in (INPUTS / "tokens", INPUTS / "tokenizer", INPUTS / "core", Path("resume/eval")):
         folder.mkdir(parents=True)
     tokenizer, random = small_tokenizer(), np.random.default_rng(0)
     tokenizer.save(INPUTS / "tokenizer/tokenizer.json")
@@ -439,7 +446,8 @@ def make_world() -> None:
     results = {"parameters": 1000, "steps": 3, "tokens": 768, "flops": 1e6, "train_loss": 5.0, "validation_bpb": 3.1}
     results["validation_loss"] = 4.5
     publish_there(MODEL, [*files, "metrics.jsonl"], results=results, inputs={"tokenizer": TOKENIZER}, **TRAINING)
-    write_bundle(INPUTS)
+    core = core_tokens.prepare(write_bundle(INPUTS), tokenizer, max_per_task=2)
+    publish_there(CORE, core_tokens.save(core, INPUTS / "core"), inputs={"tokenizer": TOKENIZER})
     publish_there(INPUTS / "bundle.zip.manifest.json", ["bundle.zip"], key="eval_bundle")
     (INPUTS / "words.txt").write_text("pear\nplum\nfig\nkiwi\nlime\ndate\n")
     publish_there(INPUTS / "words.txt.manifest.json", ["words.txt"], key="words")

@@ -34,6 +34,7 @@ SECONDS = {
     "tokens/pretrain": 2.0,
     "tokens/mid_train": 1.2,
     "tokens/sft": 1.2,
+    "tokens/core": 1.0,
     "preflight": 8.0,
     "base_train": 8.0,
     "base_eval": 2.6,

@@ -1,6 +1,6 @@
 # The base model: predicts the next token of any text.
 #
-# needs  the preflight's proof, the tokenizer, the packed text; for the evaluation the CORE bundle
+# needs  the preflight's proof, the tokenizer, the packed text; for the evaluation the prompts of CORE
 # makes  results/{run}/base_train/ (a model folder) and results/{run}/base_eval/ (bits per byte, CORE, samples)
 
 
@@ -49,7 +49,7 @@ rule base_eval:
     input:
         model=owned("results/{run}/base_train/manifest.json"),
         tokens=owned("results/{run}/tokens/pretrain/manifest.json"),
-        data=downloaded(lambda run: CONFIG.files_needed(run, "base_eval")),
+        core=owned("results/{run}/tokens/core/manifest.json"),
         preflight=proof("base_eval"),
     output:
         manifest="results/{run}/base_eval/manifest.json",
@@ -74,6 +74,6 @@ rule base_eval:
         " --specification {params.specification:q}"
         " --model {input.model:q}"
         " --tokens {input.tokens:q}"
-        " --data {input.data:q}"
+        " --core {input.core:q}"
         " --manifest {output.manifest:q}"
         " 2>&1 | keep_log {log:q}"

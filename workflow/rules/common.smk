@@ -55,6 +55,7 @@ REPORTED = {
     "tokens/pretrain": "results/{run}/tokens/pretrain/manifest.json",
     "tokens/mid_train": "results/{run}/tokens/mid_train/manifest.json",
     "tokens/sft": "results/{run}/tokens/sft/manifest.json",
+    "tokens/core": "results/{run}/tokens/core/manifest.json",
     "base_train": "results/{run}/base_train/manifest.json",
     "base_eval": "results/{run}/base_eval/manifest.json",
     "mid_train": "results/{run}/mid_train/manifest.json",
@@ -182,17 +183,20 @@ def proof(stage):
 
 
 def token_stages(run):
-    """The rows that this run's own trainings read."""
+    """The tokens that this run's own trainings and evaluations read."""
     trainings = {"base_train": "tokens/pretrain", "mid_train": "tokens/mid_train", "sft": "tokens/sft"}
     needed = [tokens for stage, tokens in trainings.items() if CONFIG.owner(run, stage) == run]
     if CONFIG.owner(run, "base_eval") == run:
-        needed = ["tokens/pretrain", *needed]
+        needed = ["tokens/pretrain", *needed, "tokens/core"]
     return list(dict.fromkeys(needed))
+
+
+MIXTURES = ("tokens/mid_train", "tokens/sft")
 
 
 def files_before_gpus(run):
     """Files of the catalogue that are opened before the first GPU job: those of its GPU stages and of its mixtures."""
-    stages = [*gpu_stages(run), *(stage for stage in token_stages(run) if stage != "tokens/pretrain")]
+    stages = [*gpu_stages(run), *(stage for stage in token_stages(run) if stage in MIXTURES)]
     return list(dict.fromkeys(key for stage in stages for key in CONFIG.files_needed(run, stage)))
 
 
@@ -217,11 +221,10 @@ def preflight_specification(wildcards):
     return json.dumps(
         {
             "model": CONFIG.gpt_config(run),
-            "trainings": {s: {"batch_tokens": named[s].total_batch_tokens} for s in stages},
-            "mixtures": {s: json.loads(CONFIG.specification(run, s)) for s in stages if s != "tokens/pretrain"},
-            "core": {"tasks": settings.base_eval.tasks} if CONFIG.owner(run, "base_eval") == run else None,
+            "trainings": {s: {"batch_tokens": named[s].total_batch_tokens} for s in stages if s in named},
+            "mixtures": {s: json.loads(CONFIG.specification(run, s)) for s in stages if s in MIXTURES},
             "chat": (
-                {"tasks": settings.chat_eval.tasks, "spelling_items": settings.chat_eval.spelling_items}
+                settings.chat_eval.model_dump(include={"tasks", "spelling_items", "sandbox"})
                 if any(stage.startswith("chat_eval/") for stage in gpu_stages(run))
                 else None
             ),

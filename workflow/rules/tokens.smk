@@ -1,7 +1,8 @@
-# Tokens: all text and all conversations become packed rows of token ids once, on CPUs, before any GPU waits.
+# Tokens: all text, all conversations and the prompts of CORE become token ids once, on CPUs, before any GPU waits.
 #
-# needs  the tokenizer; the shards of text; the files of the tasks in the mixtures
-# makes  results/{run}/tokens/pretrain/, tokens/mid_train/ and tokens/sft/: rows of sequence_len + 1 ids as .npy, with masks
+# needs  the tokenizer; the shards of text; the files of the tasks in the mixtures; the CORE bundle
+# makes  results/{run}/tokens/pretrain/, tokens/mid_train/ and tokens/sft/: rows of sequence_len + 1 ids as .npy, with masks;
+#        results/{run}/tokens/core/: prompts of any length as .npy, and where each begins
 
 
 rule tokens_pretrain:
@@ -85,3 +86,34 @@ use rule tokens_mid_train as tokens_sft with:
     params:
         specification=specification("tokens/sft"),
         state="results/{run}/resume/tokens/sft",
+
+
+rule tokens_core:
+    """Render and tokenize the prompts of CORE."""
+    input:
+        tokenizer=owned("results/{run}/tokenizer/manifest.json"),
+        data=downloaded(lambda run: CONFIG.files_needed(run, "tokens/core")),
+    output:
+        manifest="results/{run}/tokens/core/manifest.json",
+    log:
+        "results/{run}/logs/tokens_core.log",
+    benchmark:
+        "results/{run}/benchmarks/tokens_core.tsv"
+    conda:
+        "../envs/nanochat.yaml"
+    threads: 4
+    resources:
+        mem="8GB",
+        runtime="1h",
+    params:
+        specification=specification("tokens/core"),
+    shell:
+        "python workflow/scripts/launch.py --no-commits --runtime-min {resources.runtime}"
+        " --state results/{wildcards.run:q}/resume/tokens/core --log {log:q}"
+        " workflow/scripts/tokens_core.py"
+        " --specification {params.specification:q}"
+        " --tokenizer {input.tokenizer:q}"
+        " --data {input.data:q}"
+        " --threads {threads}"
+        " --manifest {output.manifest:q}"
+        " 2>&1 | keep_log {log:q}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from nanochat.identities import GENERATIONS, require_same_tokenizer
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import Artefact, open_verified, write_json, write_json_lines
 from nanochat.partial import Parts, Stopped, Work, finish
-from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
+from nanochat.stage import Stage, log, run_program, stage_parser
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT
@@ -25,54 +24,50 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="manifest of the base model")
     parser.add_argument("--tokens", type=Path, required=True, help="manifest of the packed text")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="manifest of the CORE bundle")
+    parser.add_argument("--core", type=Path, required=True, help="manifest of the prompts of CORE")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
-    data, attempt = by_key(args.data), Attempt.from_environment()
-    inputs = {"model": args.model, "tokens": args.tokens, **data}
+    attempt = Attempt.from_environment()
+    inputs = {"model": args.model, "tokens": args.tokens, "core": args.core}
     stage = Stage(args.manifest, specification=args.specification, inputs=inputs)
     # before anything imports PyTorch, which takes seconds, and this does not; so every rank looks for itself
     if stage.is_done():
         finish(attempt)
     else:
-        run(args, stage, data, attempt)
+        run(args, stage, attempt)
 
 
-def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
+def run(args, stage: Stage, attempt: Attempt) -> None:
+    from nanochat import core_tokens
     from nanochat.checkpoint import load_model
-    from nanochat.core_bundle import list_labels
     from nanochat.core_eval import evaluate_core
     from nanochat.distributed import join_ranks
+    from nanochat.inference import make_ready
 
     specification = args.specification
     with join_ranks(args.device) as ranks:
         if ranks.is_main:
             attempt.report(stage="base_eval", state="starting", **ranks.record())
-        tokens = open_verified(args.tokens)
-        require_same_tokenizer(tokens, open_verified(args.model).inputs.get("tokenizer"), whose=args.model)
+        tokens, prompts = open_verified(args.tokens), open_verified(args.core)
+        for artefact in (tokens, prompts):
+            require_same_tokenizer(artefact, open_verified(args.model).inputs.get("tokenizer"), whose=args.model)
         model, tokenizer = load_model(args.model.parent, ranks.device)
-        bundle = verified_files(data)["eval_bundle"]
+        make_ready(model)
+        tasks = core_tokens.load(prompts, verify=ranks.is_main)
         machine = {**ranks.record(), "hardware": ranks.hardware, "dtype": model.dtype_name}
         parts = Parts.of_stage(
             stage,
             ranks,
             name="base_eval",
-            num_tasks=len(SPLITS) + len(specification["tasks"] or list_labels(bundle)) + 1,  # and the samples
+            num_tasks=len(SPLITS) + len(tasks.tasks) + 1,  # and the samples
             attempt=attempt,
             machine=machine,
         )
         try:
             bits_per_byte = evaluate_rows(model, tokenizer, tokens, specification["eval_tokens"], parts)
             parts.expect({"samples": Work("samples", 0)})  # seconds, and nothing to tell them from
-            core, examples = evaluate_core(
-                model,
-                tokenizer,
-                bundle,
-                tasks=specification["tasks"],
-                max_per_task=specification["max_per_task"],
-                parts=parts,
-            )
+            core, examples = evaluate_core(model, tokenizer, tasks, parts=parts)
             draw = partial(draw_samples, model, tokenizer, specification)
             samples = parts.run("samples", lambda: draw() if ranks.is_main else [])
         except Stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from nanochat.identities import GENERATIONS
 from nanochat.jobs.attempt import Attempt
 from nanochat.manifest import write_json_lines
 from nanochat.partial import Parts, Stopped, finish
-from nanochat.stage import Stage, by_key, run_program, stage_parser, verified_files
+from nanochat.stage import Stage, by_key, log, run_program, stage_parser, verified_files
 
 if TYPE_CHECKING:
     from nanochat import tasks
@@ -34,30 +35,36 @@ def main() -> None:
 
 def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
     from nanochat import tasks
-    from nanochat.chat_eval import evaluate_chat
+    from nanochat.chat_eval import Sampling, count_parts, evaluate_chat
     from nanochat.checkpoint import load_model
     from nanochat.distributed import join_ranks
+    from nanochat.inference import make_ready
+    from nanochat.sandbox import require
 
     specification, name = args.specification, f"chat_eval/{stage.folder.name}"
+    sandbox = require(specification["sandbox"]) if "humaneval" in specification["tasks"] else None
     with join_ranks(args.device) as ranks:
+        if ranks.is_main and sandbox:
+            log.info("programs that the model writes run in a sandbox of tier %s", sandbox)
         if ranks.is_main:
             attempt.report(stage=name, state="starting", **ranks.record())
         model, tokenizer = load_model(args.model.parent, ranks.device)
         files = verified_files(data)
         rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
-        chosen = {task: tasks.build(task, split="test", files=files, rows=rows.get(task)) for task in specification["tasks"]}
+        options = {"humaneval": {"sandbox": specification["sandbox"]}}
+        chosen = {
+            task: tasks.build(task, split="test", files=files, rows=rows.get(task), **options.get(task, {}))
+            for task in specification["tasks"]
+        }
         machine = {**ranks.record(), "hardware": ranks.hardware, "dtype": model.dtype_name}
-        parts = Parts.of_stage(stage, ranks, name=name, num_tasks=len(chosen), attempt=attempt, machine=machine)
+        parts = Parts.of_stage(stage, ranks, name=name, num_tasks=count_parts(chosen), attempt=attempt, machine=machine)
         try:
             results, answers = evaluate_chat(
-                model,
+                make_ready(model),
                 tokenizer,
                 chosen,
+                sampling=Sampling(**{field.name: specification[field.name] for field in fields(Sampling)}),
                 max_per_task=specification["max_per_task"],
-                max_new_tokens=specification["max_new_tokens"],
-                temperature=specification["temperature"],
-                top_k=specification["top_k"],
-                seed=specification["seed"],
                 parts=parts,
             )
         except Stopped:
@@ -66,13 +73,14 @@ def run(args, stage: Stage, data: Mapping[str, Path], attempt: Attempt) -> None:
         if ranks.is_main:
             write_json_lines(stage.folder / "answers.jsonl", answers)
             results["samples"] = first_answers(chosen, answers)
-            parts.publish(stage, ["answers.jsonl"], results=results, record={**machine, "generation": GENERATIONS["chat_eval"]})
+            record = {**machine, "generation": GENERATIONS["chat_eval"], "sandbox": sandbox and sandbox.tier}
+            parts.publish(stage, ["answers.jsonl"], results=results, record=record)
         ranks.wait()
 
 
 def first_answers(chosen: Mapping[str, tasks.Task], answers: list[dict]) -> list[dict[str, str]]:
     """The first question of each task that is answered in words, and what the model said, for the report."""
-    written = [row for row in answers if row["index"] == 0 and "answer" in row]
+    written = [row for row in answers if row["index"] == row.get("sample", 0) == 0 and "answer" in row]
     return [{"prompt": question(chosen[row["task"]][0]), "text": row["answer"]} for row in written]
 
 

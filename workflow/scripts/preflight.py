@@ -23,7 +23,7 @@ from nanochat.stage import Stage, by_key, log, run_program, stage_parser
 def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer")
-    parser.add_argument("--tokens", type=Path, nargs="*", default=[], help="manifests of the rows to train on")
+    parser.add_argument("--tokens", type=Path, nargs="*", default=[], help="manifests of all tokens that are read")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="manifests of the catalogue's files that are read")
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="conversation files of your own (JSON lines)")
     parser.add_argument("--sites", type=site, nargs="+", required=True, metavar="STAGE=SITE", help="what each stage is given")
@@ -61,16 +61,16 @@ def run(args: argparse.Namespace, stage: Stage, tokens: dict[str, Path], data: d
     opened: dict[str, Any] = {}
     for name, path in tokens.items():
         require_same_tokenizer(open_verified(path), stage.found["tokenizer"], whose=args.tokenizer)
-        training = specification["trainings"][name]
-        opened[name] = preflight.open_tokens(open_verified(path), **training, vocab_size=model["vocab_size"])
+        if name == "tokens/core":
+            opened["CORE"] = preflight.open_core(open_verified(path), vocab_size=model["vocab_size"])
+        else:
+            training = specification["trainings"][name]
+            opened[name] = preflight.open_tokens(open_verified(path), **training, vocab_size=model["vocab_size"])
     files = {key: path.with_name(path.name.removesuffix(".manifest.json")) for key, path in data.items()}
     own_files = {str(path): path for path in args.files}
     for name, mixture in specification["mixtures"].items():
         opened[f"{name}: conversations"] = preflight.open_mixture(mixture, files | own_files, tokenizer)
     work: dict[str, Any] = {}
-    if core := specification["core"]:
-        work["core"] = preflight.open_core(files["eval_bundle"], core, tokenizer, model)
-        opened["CORE"] = {name: items for name, (items, _) in work["core"].items()}
     if chat := specification["chat"]:
         work["chat"] = preflight.open_chat_tasks(chat, files, tokenizer)
         opened["chat tasks"] = {name: items for name, (items, _, _) in work["chat"].items()}
