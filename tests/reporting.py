@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat.accuracy import wilson_interval
+from nanochat.accuracy import centered_interval, mean_interval, wilson_interval
 from nanochat.manifest import publish, write_json_lines
 from nanochat.reports.report import FILES, STAGES, write_report
 
@@ -88,6 +88,9 @@ class FakeRun:
             train = {"conversations": 5_509, "tokens_in": tokens, "rows": 3_100, "tokens_padding": 500, "parts": parts}
             train |= {"tokens_truncated": 0, "tokens_supervised": tokens // 4, "truncated": 0, "without_target": 3}
             self.publish(f"tokens/{stage}", {"train": train, "validation": {"conversations": 9, "rows": 31}})
+        prompts = {"num_items": 20, "num_available": 100, "num_fewshot": 10, "num_fewshot_asked": 10, "tokens": 4_000}
+        few = {"num_items": 10, "num_available": 10, "num_fewshot": 9, "num_fewshot_asked": 10, "tokens": 3_000}
+        self.publish("tokens/core", {"tasks": {"hellaswag": prompts, "winograd": few, "lambada": few}, "num_listed": 3})
         self.publish_training("base_train", steps=300, bpb=1.2345, segments=2)
         self.publish_training("mid_train", steps=40, bpb=0.5432)
         self.publish_training("sft", steps=7, bpb=0.4321)
@@ -99,6 +102,9 @@ class FakeRun:
         core = float(np.mean([task["centered"] for task in tasks.values()]))
         samples = [{"prompt": "The capital of", "text": " Ardan is Miro."}]
         results = {"bits_per_byte": {"train": 1.1111, "validation": 1.2222}, "core": core, "tasks": tasks, "samples": samples}
+        results["interval"] = mean_interval(
+            *zip(*((t["centered"], t["centered_interval"]) for t in tasks.values()), strict=True)
+        )
         self.publish("base_eval", results)
         self.publish_chat("mid_train", {"arc_easy": (0.25, 26, 100), "open_questions": (0.0, 40, 100)})
         self.publish_chat("sft", {"arc_easy": (0.25, 28, 100), "open_questions": (0.0, 91, 100)})
@@ -164,7 +170,8 @@ class FakeRun:
             }
             for name, (baseline, right, n) in counts.items()
         }
-        self.publish(f"chat_eval/{model}", {"tasks": tasks, "chatcore": {"five": None, "six": 0.1357}, **more})
+        chatcore = {"five": None, "six": 0.1357, "five_interval": None, "six_interval": [0.1, 0.2]}
+        self.publish(f"chat_eval/{model}", {"tasks": tasks, "chatcore": chatcore, **more}, record={"sandbox": "closed"})
 
     def report(self, folder: str = "report", *, title: str = "tiny", **specification) -> str:
         (self.root / folder).mkdir(exist_ok=True)
@@ -179,14 +186,17 @@ class FakeRun:
 
 
 def core_task(kind: str, baseline: float, accuracy: float, num_items: int, num_available: int) -> dict:
+    interval = wilson_interval(round(accuracy * num_items), num_items)
     return {
         "type": kind,
-        "num_fewshot": 10,
+        "num_fewshot": min(10, num_items - 1),
+        "num_fewshot_asked": 10,
         "num_items": num_items,
         "num_available": num_available,
         "accuracy": accuracy,
         "baseline": baseline,
         "centered": (accuracy - baseline) / (1 - baseline),
-        "interval": list(wilson_interval(round(accuracy * num_items), num_items)),
+        "centered_interval": list(centered_interval(interval, baseline)),
+        "interval": list(interval),
         "num_cropped": 0,
     }

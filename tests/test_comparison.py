@@ -12,7 +12,7 @@ from hostile import HOSTILE, Page, active_parts
 from reporting import FakeRun
 from test_report_page import DRAWN, data_of, poison, storable, wait_for_plots
 
-from nanochat.accuracy import difference_interval
+from nanochat.accuracy import difference_interval, wilson_interval
 from nanochat.errors import UserError
 from nanochat.manifest import open_verified, publish
 from nanochat.reports import charts
@@ -67,12 +67,13 @@ def rows(html: str) -> dict[str, list[str]]:
 
 def test_differences_are_those_of_the_manifests(two):
     found = rows(compare(*two))
-    low, high = difference_interval((0.28, 100), (0.60, 100))
+    low, high = difference_interval((0.28, wilson_interval(28, 100)), (0.60, wilson_interval(60, 100)))
     assert found["ARC-Easy, after sft"] == ["0.2800", "0.6000", "+0.3200", f"{low:+.3f} to {high:+.3f}"]
     assert found["ARC-Easy, after mid_train"][2] == "+0.0000"
     assert found["hellaswag"][:3] == ["0.5500", "0.5500", "+0.0000"]
     found = rows(compare(*two).split('<h2 id="scores">')[1])
-    assert found["ChatCORE of six, after sft"] == ["0.1357", "0.1357", "+0.0000"]
+    low, high = difference_interval((0.1357, (0.1, 0.2)), (0.1357, (0.1, 0.2)))
+    assert found["ChatCORE of six, after sft"] == ["0.1357", "0.1357", "+0.0000", f"{low:+.3f} to {high:+.3f}"]
 
 
 def test_time_of_all_finished_stages_is_that_of_the_report(two):
@@ -95,10 +96,11 @@ def test_a_start_above_the_plot_is_said_below_it(two):
 
 
 def test_a_difference_that_leaves_out_zero_is_bold():
-    assert difference(Score(0.28, 100), Score(0.60, 100))[0] == "**+0.3200**"
-    assert difference(Score(0.28, 100), Score(0.30, 100))[0] == "+0.0200"
+    first, near, far = (Score(right / 100, wilson_interval(right, 100)) for right in (28, 30, 60))
+    assert difference(first, far)[0] == "**+0.3200**"
+    assert difference(first, near)[0] == "+0.0200"
     assert difference(Score(0.28), Score(0.30)) == ("+0.0200", "–")
-    assert difference(None, Score(0.30, 100)) == ("–", "–")
+    assert difference(None, near) == ("–", "–")
 
 
 def test_scores_on_other_items_are_not_subtracted(two):
@@ -108,12 +110,12 @@ def test_scores_on_other_items_are_not_subtracted(two):
     found = rows(compare(a, b).split('<h2 id="scores">')[1])
     assert found["ARC-Easy, after sft"] == ["0.2800", "0.6000", "other items", "–"]
     assert found["open questions, after sft"][2] == "+0.0200"
-    assert found["ChatCORE of six, after sft"] == ["0.1357", "0.1357", "other items"]
+    assert found["ChatCORE of six, after sft"] == ["0.1357", "0.1357", "other items", "–"]
 
 
 def test_difference_interval_is_that_of_newcombe_1998():
     """His table II, example (a): 56/70 against 48/80, method 10."""
-    low, high = difference_interval((48 / 80, 80), (56 / 70, 70))
+    low, high = difference_interval((48 / 80, wilson_interval(48, 80)), (56 / 70, wilson_interval(56, 70)))
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
 
 

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reporting import CONFIG, PARAMETERS, FakeRun, core_task
 
-from nanochat.accuracy import wilson_interval
+from nanochat.accuracy import centered_interval, wilson_interval
 from nanochat.errors import UserError
 from nanochat.manifest import sealed, write_json
 from nanochat.reports import plots
@@ -116,13 +116,22 @@ def test_numbers_in_the_report_are_those_of_the_manifests(run):
     assert core["validation text"] == ["1.2222"]
     low, high = wilson_interval(11, 20)
     interval = f"{low:.3f} to {high:.3f}"
-    assert core["hellaswag"] == ["multiple choice", "10", "20 of 100", "0.5500", interval, "0.2500", "0.4000"]
-    assert core["winograd"][2:] == ["10", "0.4000", "0.168 to 0.687", "0.5000", "-0.2000"]
+    low, high = centered_interval((low, high), 0.25)
+    centred = f"{low:.3f} to {high:.3f}"
+    assert core["hellaswag"] == ["multiple choice", "10", "20 of 100", "0.5500", interval, "0.2500", "0.4000", centred]
+    assert core["winograd"][1:] == ["9 of 10", "10", "0.4000", "0.168 to 0.687", "0.5000", "-0.2000", "-0.664 to 0.375"]
+    low, high = base_eval["interval"]
+    assert f"CORE: **{base_eval['core']:.4f}** (95 % interval: {low:.3f} to {high:.3f})" in section(text, "Base evaluation")
+    assert "20 of 100 items: a sample, drawn with a fixed seed" in section(text, "Base evaluation")
+    assert "Fewer examples are shown than asked for" in section(text, "Base evaluation")
 
     chat = rows(section(text, "Chat evaluation"))
     low, high = wilson_interval(91, 100)
     assert chat["open questions"][:3] == ["generative", "100", "0.0000"]
     assert chat["open questions"][5:] == ["0.9100", f"{low:.3f} to {high:.3f}"]
+    assert chat["ChatCORE of five"][3:] == ["–"] * 4
+    assert chat["ChatCORE of six"][3:] == ["0.1357", "0.100 to 0.200"] * 2
+    assert summary["ChatCORE of six, after sft"] == ["0.1357 (0.100 to 0.200)"]
 
     data = rows(section(text, "Data"))
     assert data["this run's"] == ["512", "3.91", "3.82"]
@@ -177,7 +186,47 @@ def test_published_card_stands_beside_and_says_what_it_is(run):
     assert published["ChatCORE of six"] == ["–", "–", "–"]
     assert "published values of another model" in summary
     assert "CORE here is the mean of 3 tasks; the published one is of 22" in summary
-    assert "asked with a part of their items" in summary
+    assert "asked with a seeded sample of their items" in summary
+
+
+def test_scores_that_were_published_without_intervals_are_shown_without(run):
+    new = ("num_fewshot_asked", "centered_interval")
+    tasks = run.results["base_eval"]["tasks"]
+    old = {name: {key: value for key, value in task.items() if key not in new} for name, task in tasks.items()}
+    run.publish("base_eval", {**{k: v for k, v in run.results["base_eval"].items() if k != "interval"}, "tasks": old})
+    chat = run.results["chat_eval/sft"]
+    run.publish("chat_eval/sft", {**chat, "chatcore": {"five": None, "six": 0.1357}})
+    text = run.report()
+    core = rows(section(text, "Base evaluation"))
+    assert core["winograd"][1] == "9" and core["winograd"][6:] == ["-0.2000", "-0.664 to 0.375"], "it follows from the other"
+    assert f"CORE: **{run.results['base_eval']['core']:.4f}**, the mean" in text
+    assert rows(section(text, "Chat evaluation"))["ChatCORE of six"][3:] == ["0.1357", "0.100 to 0.200", "0.1357", "–"]
+    assert rows(section(text, "Summary"))["ChatCORE of six, after sft"] == ["0.1357"]
+    assert "in the sandbox, tier `closed`" in text, "after mid_train"
+
+
+def test_tasks_with_several_answers_show_pass_at_k_and_the_tier_of_the_sandbox(run):
+    assert "pass@" not in run.report()
+    assert section(run.text, "Chat evaluation").count("in the sandbox, tier `closed`.") == 1
+    for training, low in (("mid_train", 0.05), ("sft", 0.1)):
+        run.publish_chat(training, {"humaneval": (0.0, 10, 100), "gsm8k": (0.0, 20, 100)})
+        results = run.results[f"chat_eval/{training}"]
+        results["tasks"]["humaneval"] |= {"num_samples": 20, "pass_at": {"1": low, "10": 0.25}}
+        run.publish(f"chat_eval/{training}", results, record={"sandbox": "full" if training == "sft" else "closed"})
+    shown = section(run.report(), "Chat evaluation")
+    assert "| HumanEval | pass@1 | 20 | 0.0500 | 0.1000 |" in shown
+    assert "| HumanEval | pass@10 | 20 | 0.2500 | 0.2500 |" in shown
+    assert "ran in the sandbox, tier `closed` and `full`." in shown
+
+
+def test_tasks_whose_prompts_were_cut_are_named_with_how_many(run):
+    assert "lost their beginning" not in run.report()
+    run.results["base_eval"]["tasks"]["lambada"]["num_cropped"] = 1_234
+    run.publish("base_eval", run.results["base_eval"])
+    assert "longer than the model can read, and lost their beginning: lambada 1,234." in section(
+        run.report(), "Base evaluation"
+    )
+    assert "1,234 prompts were longer" in section(run.text, "Summary")
 
 
 def test_parameter_groups_add_up_to_the_model():

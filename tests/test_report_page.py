@@ -126,6 +126,12 @@ def test_plots_hold_the_numbers_of_the_manifests(run):
     }
     low = [x - minus for x, minus in zip(accuracy["x"], accuracy["error_x"]["arrayminus"], strict=True)]
     assert low == [pytest.approx(tasks[c[0]]["interval"][0], abs=1e-4) for c in accuracy["customdata"]]
+    bars = found["centred"]["traces"][0]
+    high = [x + plus for x, plus in zip(bars["x"], bars["error_x"]["array"], strict=True)]
+    assert high == [pytest.approx(tasks[c[0]]["centered_interval"][1], abs=1e-4) for c in bars["customdata"]]
+    headlines = Page(run.page.split('<h2 id="summary">')[1].split("<h2")[0]).text
+    low, high = run.results["base_eval"]["interval"]
+    assert f"95 %: {low:.3f} to {high:.3f} · GPT-2" in headlines and "after sft · 95 %: 0.100 to 0.200" in headlines
     lines = [trace["name"] for trace in found["centred"]["traces"][1:]]
     assert lines == [
         f"CORE: {run.results['base_eval']['core']:.4f}",

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nanochat.reports.plots import Rows, range_without_start, running_mean, series
+from nanochat.reports.scores import centred_interval
 from nanochat.text import duration, visible
 
 BLUE, ORANGE, GREEN, PINK, GREY = "--plot-1", "--plot-2", "--plot-3", "--plot-4", "--plot-8"
@@ -141,16 +142,15 @@ def core_accuracy_chart(tasks: Mapping[str, Mapping]) -> Chart | None:
 
 
 def core_centred_chart(tasks: Mapping[str, Mapping], references: Mapping[str, float | None]) -> Chart | None:
-    """Each CORE task's centred score; lines for whole scores to compare with, such as this run's CORE, GPT-2's, the card's."""
+    """Each CORE task's centred score with its 95 % interval; lines for whole scores, such as this run's CORE and GPT-2's."""
     ordered = by_centred(tasks)
     if not ordered:
         return None
     labels = [label for label, _ in ordered]
-    values = [task.get("centered") for _, task in ordered]
+    points = estimates([(task.get("centered"), centred_interval(task)) for _, task in ordered], labels, "centred score", 0)
     bars = {
-        "type": "bar", "orientation": "h", "y": list(range(len(labels))), "x": numbers(values), "name": "centred score",
-        "customdata": [[visible(label)] for label in labels], "hovertemplate": "%{customdata[0]}: %{x:.4f}<extra></extra>",
-        "marker": {"color": BLUE, "opacity": 0.75}, "showlegend": False,
+        **points, "type": "bar", "orientation": "h", "marker": {"color": BLUE, "opacity": 0.75}, "showlegend": False,
+        "error_x": {**points["error_x"], "color": TEXT},
     }  # fmt: skip
     known = {name: value for name, value in references.items() if value is not None}
     lines = [

@@ -175,10 +175,6 @@ def summary(runs: Sequence[RunData]) -> Markdown:
 
 def headlines(run: RunData):
     yield from scores.headlines(run.stages, run.specification)
-    yield "CORE", score(run.stages["base_eval"].results.get("core"))
-    chatcore = run.stages["chat_eval/sft"].results.get("chatcore", {})
-    yield "ChatCORE of five, after sft", score(chatcore.get("five"))
-    yield "ChatCORE of six, after sft", score(chatcore.get("six"))
     yield "Trained on the device", device(run.stages["base_train"].record)
 
 
@@ -277,10 +273,10 @@ def tokens_at(stage: StageData, steps: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Score:
-    """A score; the number of its items, if it is a share of items; and which items were asked (identities of their files)."""
+    """A score; its 95 % interval, if it has one; and which items were asked (identities of their files)."""
 
     value: float
-    num_items: int | None = None
+    interval: Sequence[float] | None = None
     asked: tuple = ()
 
 
@@ -296,8 +292,8 @@ def score_blocks(runs: Sequence[RunData]) -> Blocks:
         Markdown(
             f"Differences are to {code(runs[0].name)}, each with its 95 % interval; **bold** where the interval leaves out 0, "
             "so that the difference is more than the luck of which items were asked. Where two runs were asked the same ones, "
-            "that luck is shared, and the true intervals are narrower. Bits per byte, CORE and ChatCORE have no interval here; "
-            "two trainings of one d20 differ by 0.01 in CORE."
+            "that luck is shared, and the true intervals are narrower. They say nothing of another training: two of one d20 "
+            "differ by 0.01 in CORE. Bits per byte have none."
         ),
         score_table(runs, whole_scores(runs)),
         picture("Chat scores of each run, with 95 % intervals", CHAT),
@@ -311,12 +307,13 @@ def whole_scores(runs: Sequence[RunData]) -> Scores:
     def core(run: RunData) -> Score | None:
         stage = run.stages["base_eval"]
         tasks = tuple(sorted(stage.results.get("tasks", {})))
-        return whole(stage.results.get("core"), (stage.inputs.get("eval_bundle"), tasks))
+        return whole(stage.results.get("core"), stage.results.get("interval"), (bundle(run), tasks))
 
     def chatcore(run: RunData, training: str, key: str) -> Score | None:
         stage = run.stages[f"chat_eval/{training}"]
         tasks = FIVE if key == "five" else (*FIVE, WORDS)
-        return whole(stage.results.get("chatcore", {}).get(key), tuple(questions(stage, task) for task in tasks))
+        found = stage.results.get("chatcore", {})
+        return whole(found.get(key), found.get(f"{key}_interval"), tuple(questions(stage, task) for task in tasks))
 
     found: Scores = {
         "validation bits per byte, after base_train": [whole(scores.validation_bpb(run.stages)) for run in runs],
@@ -328,8 +325,8 @@ def whole_scores(runs: Sequence[RunData]) -> Scores:
     return {name: row for name, row in found.items() if any(row)}
 
 
-def whole(value: float | None, asked: tuple = ()) -> Score | None:
-    return None if value is None else Score(value, asked=asked)
+def whole(value: float | None, interval: Sequence[float] | None = None, asked: tuple = ()) -> Score | None:
+    return None if value is None else Score(value, interval, asked)
 
 
 def questions(stage: StageData, task: str) -> str | None:
@@ -348,25 +345,28 @@ def chat_scores(runs: Sequence[RunData]) -> Scores:
 
 
 def core_scores(runs: Sequence[RunData]) -> Scores:
-    stages = [run.stages["base_eval"] for run in runs]
-    names = sorted({name for stage in stages for name in stage.results.get("tasks", {})})
-    return {
-        name: [share(stage.results.get("tasks", {}).get(name), (stage.inputs.get("eval_bundle"),)) for stage in stages]
-        for name in names
-    }
+    found = [(run.stages["base_eval"].results.get("tasks", {}), bundle(run)) for run in runs]
+    names = sorted({name for tasks, _ in found for name in tasks})
+    return {name: [share(tasks.get(name), (asked,)) for tasks, asked in found] for name in names}
+
+
+def bundle(run: RunData) -> str | None:
+    """The identity of the file that CORE's items are from."""
+    read_by = [run.stages["tokens/core"], run.stages["base_eval"]]  # the second read it itself before there were tokens of CORE
+    return next((stage.inputs["eval_bundle"] for stage in read_by if "eval_bundle" in stage.inputs), None)
 
 
 def share(task: Mapping[str, Any] | None, asked: tuple) -> Score | None:
     if not task or task.get("accuracy") is None:
         return None
-    return Score(task["accuracy"], task.get("num_items"), asked)
+    return Score(task["accuracy"], task.get("interval"), asked)
 
 
 def score_table(runs: Sequence[RunData], found: Scores) -> Markdown:
     """One row a score: every run's, and of each but the first the difference to the first."""
     if not found:
         return Markdown("None of the runs has these scores yet.")
-    has_intervals = any(cell and cell.num_items for row in found.values() for cell in row)
+    has_intervals = any(cell and cell.interval for row in found.values() for cell in row)
     first, *others = runs
     header: list[str] = ["", first.name]
     for run in others:
@@ -385,15 +385,15 @@ def value_of(cell: Score | None) -> str:
 
 
 def difference(first: Score | None, second: Score | None) -> tuple[Markdown | str, str]:
-    """second - first, and its 95 % interval if both are shares of items."""
+    """second - first, and its 95 % interval if both have one."""
     if first is None or second is None:
         return NOTHING, NOTHING
     if first.asked != second.asked:
         return "other items", NOTHING
     text = f"{second.value - first.value:+.4f}"
-    if not (first.num_items and second.num_items):
+    if not (first.interval and second.interval):
         return text, NOTHING
-    low, high = difference_interval((first.value, first.num_items), (second.value, second.num_items))
+    low, high = difference_interval((first.value, first.interval), (second.value, second.interval))
     return Markdown(f"**{text}**") if low > 0 or high < 0 else text, f"{low:+.3f} to {high:+.3f}"
 
 

@@ -44,7 +44,9 @@ def cards(stages: Stages, specification: Mapping[str, Any]) -> Iterable[Card]:
     """The numbers that a reader looks for first, each with what to hold it against."""
     evaluated, base = stages["base_eval"].results, stages["base_train"]
     published = " · ".join(f"{name}: {value}" for name, value in published_cores(evaluated.get("tasks", {})).items())
-    yield Card("CORE", score(evaluated.get("core")), published)
+    bounds = evaluated.get("interval")
+    uncertainty = f"95 %: {scores.interval(bounds)} · " if bounds else ""
+    yield Card("CORE", score(evaluated.get("core")), uncertainty + published)
     yield chatcore_card(stages)
     yield Card("Validation bits per byte", score(scores.validation_bpb(stages)), "after base_train; lower is better")
     if base.is_finished:
@@ -71,7 +73,9 @@ def chatcore_card(stages: Stages) -> Card:
     mid, sft = (stages[f"chat_eval/{name}"].results.get("chatcore", {}) for name in ("mid_train", "sft"))
     key = "five" if sft.get("five") is not None or sft.get("six") is None else "six"
     published = scores.PUBLISHED_D20.get(key, {}).get("sft")
-    notes = ["after sft", *([f"after mid_train: {score(mid[key])}"] if mid.get(key) is not None else [])]
+    bounds = sft.get(f"{key}_interval")
+    notes = ["after sft", *([f"95 %: {scores.interval(bounds)}"] if bounds else [])]
+    notes += [f"after mid_train: {score(mid[key])}"] if mid.get(key) is not None else []
     notes += [f"published d20: {score(published)}"] if published else []
     return Card(f"ChatCORE of {key}", score(sft.get(key)), " · ".join(notes))
 
@@ -104,7 +108,7 @@ def core_figure(stage: StageData) -> Figure:
     tasks = stage.results.get("tasks", {})
     references = {"CORE": stage.results.get("core"), **published_cores(tasks)}
     return Figure(
-        "CORE task by task. Left: the share of right answers with its 95 % interval. Right: the same, centred so that 0 is "
+        "CORE task by task, with 95 % intervals. Left: the share of right answers. Right: the same, centred so that 0 is "
         "chance and 1 all right; their mean is CORE. GPT-2's and the published d20's lines are means over the usual 22 tasks.",
         [
             Plot("core", "Accuracy and chance", charts.core_accuracy_chart(tasks), empty="No CORE scores yet."),

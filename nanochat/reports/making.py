@@ -98,8 +98,11 @@ def tokenizer_blocks(stage: StageData) -> Blocks:
 
 
 def token_blocks(stages: Stages) -> Blocks:
-    tokens = [stage for name, stage in stages.items() if name.startswith("tokens/")]
-    blocks = [stage.problem for stage in tokens if stage.problem]
+    prompts = stages["tokens/core"]
+    tokens = [stage for name, stage in stages.items() if name.startswith("tokens/") and stage is not prompts]
+    blocks = [stage.problem for stage in (*tokens, prompts) if stage.problem]
+    if prompts.is_finished:
+        blocks.append(prompt_words(prompts))
     finished = [stage for stage in tokens if stage.is_finished]
     if not finished:
         return blocks
@@ -127,6 +130,16 @@ def token_blocks(stages: Stages) -> Blocks:
         if parts:
             blocks += [Markdown(f"Mixture of {code(stage.name.split('/')[1])}:"), mixture_table(parts)]
     return blocks
+
+
+def prompt_words(stage: StageData) -> Markdown:
+    """Of CORE: how many items of how many tasks, in tokens."""
+    tasks = stage.results.get("tasks", {})
+    items, available, tokens = (
+        sum(task.get(key, 0) for task in tasks.values()) for key in ("num_items", "num_available", "tokens")
+    )
+    drawn = f"{items:,} of {available:,} items, drawn with a seed," if items < available else f"all {items:,} items"
+    return Markdown(f"The prompts of CORE, {drawn} of {len(tasks)} tasks, became {count(tokens)} tokens.")
 
 
 def token_row(stage: StageData) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from nanochat.accuracy import wilson_interval
+from nanochat.accuracy import centered_interval
 from nanochat.storage import atomic_path
 from nanochat.text import count
 
@@ -109,10 +109,12 @@ def norm_panel(axes: Axes, rows: Rows, labelled: bool) -> None:
         axes.set_ylabel("gradient norm\n(before clipping)")
 
 
-def plot_core(path: Path, tasks: Mapping[str, Mapping] | None, core: float | None) -> None:
-    """CORE task by task, best first: accuracy with its 95 % interval beside chance, and the centred scores whose mean is CORE.
+def plot_core(
+    path: Path, tasks: Mapping[str, Mapping] | None, core: float | None, interval: Sequence[float] | None = None
+) -> None:
+    """CORE task by task, best first: accuracy beside chance, and the centred scores whose mean is CORE; with 95 % intervals.
 
-    `tasks` maps a label to {accuracy, baseline, centered, num_items}.
+    `tasks` maps a label to {accuracy, interval, baseline, centered}; `interval` is CORE's.
     """
     ordered = sorted((tasks or {}).items(), key=lambda item: item[1]["centered"])
     with matplotlib.style.context(["default", STYLE]):
@@ -120,7 +122,7 @@ def plot_core(path: Path, tasks: Mapping[str, Mapping] | None, core: float | Non
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.2, 1])
         if ordered:
             accuracy_bars(left, ordered)
-            centred_bars(right, ordered, core)
+            centred_bars(right, ordered, core, interval)
             left.set_yticks(range(len(ordered)), [short(label) for label, _ in ordered])
             left.set_ylim(-0.6, len(ordered) - 0.4)
             for axes in (left, right):
@@ -134,7 +136,7 @@ def plot_core(path: Path, tasks: Mapping[str, Mapping] | None, core: float | Non
 def accuracy_bars(axes: Axes, tasks: Sequence[tuple[str, Mapping]]) -> None:
     rows = range(len(tasks))
     values = [task["accuracy"] for _, task in tasks]
-    bounds = [wilson_interval(round(task["accuracy"] * task["num_items"]), task["num_items"]) for _, task in tasks]
+    bounds = [task["interval"] for _, task in tasks]
     axes.barh(rows, values, color=BLUE, alpha=0.75, height=0.66, label="accuracy")
     axes.hlines(rows, [low for low, _ in bounds], [high for _, high in bounds], color="black", linewidth=1)
     chance = [task["baseline"] for _, task in tasks]
@@ -146,11 +148,17 @@ def accuracy_bars(axes: Axes, tasks: Sequence[tuple[str, Mapping]]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 
-def centred_bars(axes: Axes, tasks: Sequence[tuple[str, Mapping]], core: float | None) -> None:
-    values = [task["centered"] for _, task in tasks]
-    axes.barh(range(len(tasks)), values, color=[BLUE if v >= 0 else ORANGE for v in values], alpha=0.75, height=0.66)
+def centred_bars(
+    axes: Axes, tasks: Sequence[tuple[str, Mapping]], core: float | None, interval: Sequence[float] | None
+) -> None:
+    rows, values = range(len(tasks)), [task["centered"] for _, task in tasks]
+    bounds = [centered_interval(task["interval"], task["baseline"]) for _, task in tasks]
+    axes.barh(rows, values, color=[BLUE if v >= 0 else ORANGE for v in values], alpha=0.75, height=0.66)
+    axes.hlines(rows, [low for low, _ in bounds], [high for _, high in bounds], color="black", linewidth=1)
     axes.axvline(0, color="black", linewidth=0.8)
     if core is not None:
+        if interval:
+            axes.axvspan(*interval, color=GREEN, alpha=0.2, linewidth=0)
         axes.axvline(core, color=GREEN, linestyle="--", label=f"CORE = mean = {core:.4f}")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
     axes.set_xlabel("centred score (0 = chance, 1 = all right)")

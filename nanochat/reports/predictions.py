@@ -45,6 +45,8 @@ def predict_stage(
         text = stages["tokens/pretrain"]
         share = stage.specification["shards"] / text.specification["train_shards"]
         return predict.predict_tokenizer(stage.specification, text_bytes=text.results["train"]["bytes"] * share)
+    if name == "tokens/core":
+        return predict.predict_prompt_tokens(predict.counted_core(stage.results), threads=record["threads"][name])
     if name.startswith("tokens/"):
         tokens = sum(stage.results[split]["tokens_in"] for split in ("train", "validation"))
         if name != "tokens/pretrain":
@@ -63,7 +65,8 @@ def predict_stage(
             commit_every=record["commit_every"][name],
         )
     if name == "base_eval":
-        return predict.predict_base_eval(stage.specification, model, speed, core=record["core"])
+        core = predict.counted_core(stages["tokens/core"].results)
+        return predict.predict_base_eval(stage.specification, model, speed, core=core)
     return predict.predict_chat_eval(stage.specification, model, speed, chat=record["chat"])
 
 

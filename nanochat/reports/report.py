@@ -76,7 +76,8 @@ def write_report(
     for name, seconds in predictions.predicted_seconds(data, preflights or {}).items():
         data[name].predicted_s = seconds
     plots.plot_losses(folder / LOSSES, {name: data[name].metrics for name in runs.TRAININGS})
-    plots.plot_core(folder / CORE, data["base_eval"].results.get("tasks"), data["base_eval"].results.get("core"))
+    core = data["base_eval"].results
+    plots.plot_core(folder / CORE, core.get("tasks"), core.get("core"), core.get("interval"))
     plots.plot_chat(folder / CHAT, {name.split("/")[1]: scores.chat_tasks(data, name) for name in CHAT_EVALS})
     with atomic_path(folder / REPORT) as temporary:
         temporary.write_text(document(data, specification, title, folder), encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nanochat.accuracy import centered_interval
 from nanochat.reports.machine import gpu_cost, price
 from nanochat.reports.making import preset
 from nanochat.text import (
@@ -83,6 +84,10 @@ def headlines(stages: Stages, specification: Mapping[str, Any]) -> Iterable[tupl
         yield "Parameters", count(base.results.get("parameters"))
         yield "Trained on", f"{count(base.results.get('tokens'))} tokens in {exact(base.results.get('steps'))} steps"
     yield "Validation bits per byte", score(validation_bpb(stages))
+    evaluated, chatcore = stages["base_eval"].results, stages["chat_eval/sft"].results.get("chatcore", {})
+    yield "CORE", estimate(evaluated.get("core"), evaluated.get("interval"))
+    for key in ("five", "six"):
+        yield f"ChatCORE of {key}, after sft", estimate(chatcore.get(key), chatcore.get(f"{key}_interval"))
     seconds = [s for stage in stages.values() if (s := stage.record.get("seconds")) is not None]
     yield "Time of all finished stages", duration(sum(seconds)) if seconds else NOTHING
     if price(specification) is not None:
@@ -139,7 +144,11 @@ def score_notes(stages: Stages) -> Blocks:
         notes.append(Markdown(f"CORE here is the mean of {len(tasks)} tasks; the published one is of {NUM_CORE_TASKS}."))
     asked = [task for stage in stages.values() for task in stage.results.get("tasks", {}).values()]
     if any(is_partial(task) for task in asked):
-        notes.append(Markdown("Some tasks were asked with a part of their items; the tables below say with how many."))
+        notes.append(
+            Markdown(
+                "Some tasks were asked with a seeded sample of their items; the tables below say with how many of how many."
+            )
+        )
     if num_cropped := sum(task.get("num_cropped") or 0 for task in asked):
         notes.append(Markdown(f"{count(num_cropped)} prompts were longer than the model can read and lost their beginning."))
     return notes
@@ -153,7 +162,9 @@ def base_evaluation(stages: Stages, *, figure: str) -> Blocks:
     bits, tasks = stage.results.get("bits_per_byte", {}), stage.results.get("tasks", {})
     rows = [["training text", score(bits.get("train"))], ["validation text", score(bits.get("validation"))]]
     core = stage.results.get("core")
-    found = f"**{score(core)}**, the mean of the centred scores" if core is not None else "none, for it takes all tasks"
+    bounds = stage.results.get("interval")
+    known = f" (95 % interval: {interval(bounds)})" if bounds else ""
+    found = f"**{score(core)}**{known}, the mean of the centred scores" if core is not None else "none, for it takes all tasks"
     blocks = [
         Markdown(
             "Bits per byte: how many bits the model needs on average to tell the next byte of a text. It does not depend on "
@@ -167,17 +178,39 @@ def base_evaluation(stages: Stages, *, figure: str) -> Blocks:
         [
             label,
             given(task.get("type")).replace("_", " "),
-            exact(task.get("num_fewshot")),
+            examples(task),
             items(task),
             score(task.get("accuracy")),
             interval(task.get("interval")),
             score(task.get("baseline")),
             score(task.get("centered")),
+            interval(centred_interval(task)),
         ]
         for label, task in sorted(tasks.items(), key=lambda item: -item[1].get("centered", 0))
     ]
-    header = ["task", "type", "examples shown", "items", "accuracy", "95 % interval", "chance", "centred"]
-    return [*blocks, table(header, rows, left=2)] if rows else blocks
+    header = ["task", "type", "examples shown", "items", "accuracy", "95 % interval", "chance", "centred", "95 % interval"]
+    return [*blocks, table(header, rows, left=2), *task_notes(tasks)] if rows else blocks
+
+
+def task_notes(tasks: Mapping[str, Mapping[str, Any]]) -> Blocks:
+    """What the numbers of a table's tasks stand for: samples of items, examples that there were not, prompts that were cut."""
+    notes = []
+    if tasks:
+        notes.append(
+            Markdown(
+                "An interval is about the luck of which items a task has. Another training of the same model moves scores, too."
+            )
+        )
+    if sampled := [task for task in tasks.values() if is_partial(task)]:
+        first = items(sampled[0])
+        notes.append(Markdown(f"{first} items: a sample, drawn with a fixed seed, so it is the same for every model."))
+    if any((task.get("num_fewshot_asked") or 0) > (task.get("num_fewshot") or 0) for task in tasks.values()):
+        notes.append(Markdown("Fewer examples are shown than asked for where there are not enough other items."))
+    cropped = {name: number for name, task in tasks.items() if (number := task.get("num_cropped"))}
+    if cropped:
+        listed = ", ".join(f"{inline(name)} {number:,}" for name, number in cropped.items())
+        notes.append(Markdown(f"Prompts that were longer than the model can read, and lost their beginning: {listed}."))
+    return notes
 
 
 def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
@@ -190,7 +223,7 @@ def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
     rows = []
     for name in names:
         tasks = [stage.results.get("tasks", {}).get(name, {}) for stage in evals.values()]
-        either = next(task for task in reversed(tasks) if task)
+        either = last_of(evals, name)
         row = [task_title(name), given(either.get("kind")), items(either), score(either.get("baseline"))]
         for task in tasks:
             row += [score(task.get("accuracy")), interval(task.get("interval"))]
@@ -198,7 +231,8 @@ def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
     for key in ("five", "six"):
         row = [f"ChatCORE of {key}", "", "", score(0.0)]
         for stage in evals.values():
-            row += [score(stage.results.get("chatcore", {}).get(key)), ""]
+            chatcore = stage.results.get("chatcore", {})
+            row += [score(chatcore.get(key)), interval(chatcore.get(f"{key}_interval"))]
         rows.append(row)
     notes = []
     if SPELLING_BEE in names:
@@ -217,8 +251,39 @@ def chat_evaluation(stages: Stages, *, figure: str) -> Blocks:
             "A choice is right when the right letter is the likeliest of those offered; a generative task, when what the "
             "model wrote passes the task's check. An interval that contains the chance shows no more than guessing."
         ),
+        *pass_table(names, evals),
+        *task_notes({task_title(name): task for name in names if (task := last_of(evals, name))}),
+        *sandbox_words(evals),
         *notes,
     ]
+
+
+def pass_table(names: Sequence[str], evals: Stages) -> Blocks:
+    """Of tasks with several answers to an item: how often at least one of k is right."""
+    rows = []
+    for name in names:
+        found = {key: stage.results.get("tasks", {}).get(name, {}) for key, stage in evals.items()}
+        for k in dict.fromkeys(k for task in found.values() for k in task.get("pass_at") or {}):
+            values = [score((task.get("pass_at") or {}).get(k)) for task in found.values()]
+            rows.append([task_title(name), f"pass@{k}", exact(last_of(evals, name).get("num_samples")), *values])
+    if not rows:
+        return []
+    return [
+        table(["task", "", "answers to an item", *evals], rows, left=2),
+        Markdown(
+            "pass@k: how often at least one of k answers to an item is right, without bias estimated from all of them (arXiv "
+            "2107.03374). The accuracy's interval counts items, not answers."
+        ),
+    ]
+
+
+def sandbox_words(evals: Stages) -> Blocks:
+    """Behind which walls the programs that models wrote were run."""
+    found = {name: tier for name, stage in evals.items() if (tier := stage.record.get("sandbox"))}
+    if not found:
+        return []
+    tiers = " and ".join(dict.fromkeys(code(tier) for tier in found.values()))
+    return [Markdown(f"Programs that the models wrote ran in the sandbox, tier {tiers}.")]
 
 
 def samples(stages: Stages) -> Blocks:
@@ -245,6 +310,12 @@ def chat_task_names(stages: Stages) -> list[str]:
     return [name for name in TASK_TITLES if name in found] + [name for name in found if name not in TASK_TITLES]
 
 
+def last_of(evals: Stages, name: str) -> Mapping[str, Any]:
+    """A task's results after the last training after which it was asked."""
+    found = [stage.results.get("tasks", {}).get(name) for stage in evals.values()]
+    return next((task for task in reversed(found) if task), {})
+
+
 def is_partial(task: Mapping[str, Any]) -> bool:
     return task.get("num_items") != task.get("num_available")
 
@@ -254,6 +325,22 @@ def items(task: Mapping[str, Any]) -> str:
     if task.get("num_items") is None:
         return NOTHING
     return f"{task['num_items']:,}" + (f" of {task['num_available']:,}" if is_partial(task) else "")
+
+
+def examples(task: Mapping[str, Any]) -> str:
+    """10, or 4 of 10."""
+    shown, asked = task.get("num_fewshot"), task.get("num_fewshot_asked")
+    return exact(shown) + (f" of {asked:,}" if asked is not None and asked != shown else "")
+
+
+def centred_interval(task: Mapping[str, Any]) -> tuple[float, float] | None:
+    bounds, baseline = task.get("interval"), task.get("baseline")
+    return centered_interval(bounds, baseline) if bounds and baseline is not None else None
+
+
+def estimate(value: float | None, bounds: Sequence[float] | None) -> str:
+    """0.2042 (0.195 to 0.213)"""
+    return score(value) + (f" ({interval(bounds)})" if value is not None and bounds else "")
 
 
 def interval(bounds: Sequence[float] | None) -> str:
