@@ -51,6 +51,8 @@ bench: $(STAMP_DEV) ## print this machine's figures
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/dryrun.py
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/sandbox.py
 
 clean: ## remove the environment; results/ and resources/ stay
 	rm -rf $(VENV)

@@ -198,12 +198,13 @@ def decode_figures(*, model: dict) -> dict:
     """Writing answers: one token for each of many rows whose caches are filled, and evaluation's forward pass."""
     import torch
 
-    from nanochat.engine import KVCache
+    from nanochat.kv_cache import KVCache
 
     _, gpt = build(model)
     with torch.inference_mode():
         cache = KVCache(gpt.config, DECODED_ROWS, DECODED_LENGTH + 40, torch.bfloat16, "cuda")
         gpt.hidden(torch.randint(0, VOCABULARY, (DECODED_ROWS, DECODED_LENGTH), device="cuda"), cache)
+        cache.advance(DECODED_LENGTH)
         column = torch.randint(0, VOCABULARY, (DECODED_ROWS, 1), device="cuda")
         decode = statistics.median([timed(lambda: gpt(column, cache)) for _ in range(24)][4:])
         rows = torch.randint(0, VOCABULARY, (8, LENGTH), device="cuda")

@@ -1,23 +1,99 @@
-"""Sequences of different lengths in one forward pass: batches of similar length, padded on the right.
+"""Sequences of different lengths in one forward pass, laid end to end: nothing is padded, and what they share is read once.
 
-Padding on the right needs no mask: attention only looks back, so no true token ever sees the padding behind it. What the model
-computes at the padding is thrown away.
+A `Tree` is a sequence that may go on in several ways: a trunk, and branches that all continue it. Where an item's choices
+share a long prompt, the prompt is the trunk. Attention is the only part of the model in which tokens meet, so it alone must
+know where a sequence ends; all other parts see one row of tokens.
 
-Letters in the shape comments: B sequences, T tokens of the longest one, C the model's width, N positions asked for.
+Letters in the shape comments: N tokens of all sequences, C the model's width, H heads, G heads of keys and values, D width of a
+head, T tokens that ask, S keys.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.gpt import GPT, ROPE_TABLE_FACTOR, GPTConfig
+from nanochat.gpt import GPT, ROPE_TABLE_FACTOR, Attention, GPTConfig
 
 Tokens = Sequence[int] | np.ndarray
 
-# tokens in one padded forward pass; more fills no CPU any better, and a GPU's memory holds the activations of many more
+# tokens in one forward pass; more fills no CPU any better, and a GPU's memory holds the activations of many more
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A trunk of tokens and the branches that continue it, each by itself. Its tokens in order: the trunk's, then theirs."""
+
+    trunk: Tokens
+    branches: tuple[Tokens, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(map(len, self.branches))
+
+
+class PackedTrees:
+    """The `Cache` of a pass over whole trees in one row: a token attends to those before it in its trunk and its branch."""
+
+    def __init__(self, trees: Sequence[Tree], device: torch.device):
+        ends = list(accumulate(map(len, trees)))
+        starts = [0, *ends[:-1]]
+        forks = [start + len(tree.trunk) for start, tree in zip(starts, trees, strict=True)]
+        self.spans = list(zip(starts, forks, ends, strict=True))
+        self.visible = [branches_visible(tree).to(device) if tree.branches else None for tree in trees]
+        self.places = torch.from_numpy(np.concatenate([positions_of(tree) for tree in trees])).to(device)[None]  # (1, N)
+
+    def positions(self, num_tokens: int) -> Tensor:
+        """Where each token stands in its own sequence, (1, N)."""
+        return self.places
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """q (1, H, N, D), k and v (1, G, N, D) -> (1, H, N, D)"""
+        pieces = []
+        for (start, fork, end), visible in zip(self.spans, self.visible, strict=True):
+            trunk, whole, behind = slice(start, fork), slice(start, end), slice(fork, end)
+            pieces.append(attention(q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], None))
+            if visible is not None:
+                pieces.append(attention(q[:, :, behind], k[:, :, whole], v[:, :, whole], visible))
+        return torch.cat(pieces, dim=2)
+
+
+def positions_of(tree: Tree) -> np.ndarray:
+    """Trunk of 3, branches of 2 and 1  ->  0 1 2, 3 4, 3"""
+    trunk = len(tree.trunk)
+    return np.concatenate([np.arange(trunk), *(np.arange(trunk, trunk + len(branch)) for branch in tree.branches)])
+
+
+def branches_visible(tree: Tree) -> Tensor:
+    """Which tokens of the tree (S) each token of its branches (T) sees: the trunk, and its own branch up to itself; (T, S)."""
+    trunk, lengths = len(tree.trunk), [len(branch) for branch in tree.branches]
+    own = torch.block_diag(*(torch.ones(length, length).tril() for length in lengths)).bool()
+    return torch.cat([torch.ones(sum(lengths), trunk, dtype=torch.bool), own], dim=1)
+
+
+def hidden_at(model: GPT, asked: Sequence[tuple[Sequence[Tree], np.ndarray]]) -> Tensor:
+    """One forward pass over (trees, places): the model's hidden states at these places, counted over those trees: (N, C).
+
+    The vocabulary is as wide as fifty layers of a small model, so only the tokens that are read go on to `model.logits`.
+    """
+    device = model.wte.weight.device
+    trees = [tree for some, _ in asked for tree in some]
+    x = model.hidden(flat_tokens(trees, device), PackedTrees(trees, device))[0]  # (N, C)
+    starts = accumulate((sum(map(len, some)) for some, _ in asked), initial=0)
+    index = np.concatenate([places + start for (_, places), start in zip(asked, starts, strict=False)])
+    return x[torch.from_numpy(index).to(device)]  # (N, C)
+
+
+def flat_tokens(trees: Sequence[Tree], device: torch.device) -> Tensor:
+    """The tokens of all trees, in order, (1, N)."""
+    tokens = np.concatenate([part for tree in trees for part in (tree.trunk, *tree.branches)]).astype(np.int64)
+    return torch.from_numpy(tokens).to(device)[None]
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------------
 
 
 def context_limit(config: GPTConfig) -> int:
@@ -30,36 +106,18 @@ def default_batch_tokens(device: torch.device) -> int:
 
 
 def batches_by_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches whose padded size is at most `max_tokens`.
+    """Indices of sequences in batches of at most `max_tokens` tokens.
 
     The longest come first, so that memory runs out at once or never.
     lengths [3, 9, 4], max_tokens 10  ->  [1], [2, 0].  A sequence longer than `max_tokens` is a batch of its own.
     """
     batch: list[int] = []
+    left = max_tokens
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+        if batch and lengths[index] > left:
             yield batch
-            batch = []
+            batch, left = [], max_tokens
         batch.append(index)
+        left -= lengths[index]
     if batch:
         yield batch
-
-
-def pad_right(sequences: Sequence[Tokens], *, pad_id: int, device: torch.device) -> Tensor:
-    """Token sequences -> one tensor (B, T) of int64, `pad_id` behind the shorter ones."""
-    padded = np.full((len(sequences), max(map(len, sequences))), pad_id, dtype=np.int64)
-    for row, sequence in zip(padded, sequences, strict=True):
-        row[: len(sequence)] = sequence
-    return torch.from_numpy(padded).to(device)
-
-
-def hidden_at(model: GPT, sequences: Sequence[Tokens], positions: Sequence[Sequence[int]], *, pad_id: int) -> Tensor:
-    """One forward pass; the model's hidden states at the `positions` of each sequence, one after the other: (N, C).
-
-    The vocabulary is as wide as fifty layers of a small model, so only the positions that are read go on to `model.logits`.
-    """
-    device = model.wte.weight.device
-    x = model.hidden(pad_right(sequences, pad_id=pad_id, device=device))  # (B, T, C)
-    rows = [row for row, wanted in enumerate(positions) for _ in wanted]
-    columns = [position for wanted in positions for position in wanted]
-    return x[torch.tensor(rows, device=device), torch.tensor(columns, device=device)]  # (N, C)

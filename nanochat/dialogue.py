@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST
+from nanochat.schedule import count_parameters
 
 if TYPE_CHECKING:
     from nanochat.engine import Engine
@@ -45,8 +46,10 @@ def open_engine(folder: Path, device: str) -> "Engine":
     from nanochat.checkpoint import load_model
     from nanochat.distributed import choose_device
     from nanochat.engine import Engine
+    from nanochat.inference import make_ready
 
-    return Engine(*load_model(folder, choose_device(device)))
+    model, tokenizer = load_model(folder, choose_device(device))
+    return Engine(make_ready(model), tokenizer)
 
 
 def no_model_message(folder: Path) -> str:
@@ -85,7 +88,7 @@ def is_base(folder: Path) -> bool:
 
 def describe(engine: "Engine") -> str:
     config = engine.model.config
-    millions = engine.model.num_parameters() / 1e6
+    millions = count_parameters(config.as_dict()) / 1e6
     return f"{millions:.1f} M parameters, {config.sequence_len} tokens of context, on {engine.device}"
 
 

@@ -1,91 +1,36 @@
 """The engine continues token sequences: many prompts of different lengths in one batch, or one as a stream.
 
-A batch of prompts is padded on the right and read in one pass (prefill); then every step reads one token a row (decode). The
-keys and values of what was read stay in a `KVCache`, each row at its own length. Rows that are finished leave when they are
-half of the batch. A row draws from random numbers of its own, so what it says does not depend on its company.
+Prompts are read whole (prefill), several in one pass without padding. Then every step reads one token a row (decode). The keys
+and values of what was read stay in a `KVCache`, each row in a slot of its own at its own length. A row that is finished leaves,
+and the next prompt takes its slot (continuous batching, Orca, OSDI 2022), so the batch stays full until the prompts run out. A
+row draws from random numbers of its own, so what it says does not depend on its company.
 
 The model may use a calculator: when it closes a `<|python_start|>` ... `<|python_end|>`, the expression between is computed,
 and the result is put into the row as if the model had said it.
 
-Letters in the shape comments: B rows, T new tokens a row, S keys, G heads of keys and values, D width of a head, C model width.
+Letters in the shape comments: B rows, N tokens of all prompts, C model width, V vocabulary.
 """
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from nanochat.batching import context_limit, pad_right
+from nanochat.batching import Tree, context_limit, default_batch_tokens, flat_tokens
 from nanochat.calculator import calculate
 from nanochat.errors import UserError
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache, Prefill
 from nanochat.progress import Progress
 from nanochat.tokenizer import Tokenizer
 
 MAX_ROWS = 64
 CPU_CACHE_BYTES = 2 * 1024**3
-
-
-class KVCache:
-    """Keys and values of the tokens already read, for rows of different lengths.
-
-    The model asks it for the `positions` of the new tokens, stores their keys and values layer by layer with `update`, and
-    moves on with `advance`. Behind a row's own length lie zeros, padding or leftovers: the model masks every key behind a
-    query's position, and `update` overwrites them as the row grows.
-    """
-
-    def __init__(self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str):
-        shape = (config.n_layer, batch_size, config.n_kv_head, capacity, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked out or not, NaN times 0 is NaN
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens held by each row, (B,)."""
-        return self._lengths
-
-    @lengths.setter
-    def lengths(self, lengths: Tensor) -> None:
-        self._lengths = lengths.to(self.k.device)
-        # the host's own copy of what every layer needs to know, or each of them would wait for the GPU
-        self._shortest, self._longest = int(lengths.min()), int(lengths.max())
-
-    @property
-    def capacity(self) -> int:
-        return self.k.size(3)
-
-    def positions(self, num_tokens: int) -> Tensor:
-        """Where the next tokens of each row stand in its sequence, (B, T)."""
-        return self._lengths[:, None] + torch.arange(num_tokens, device=self._lengths.device)
-
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values (B, G, T, D) of a layer; returns all up to the longest row's last, (B, G, S, D)."""
-        num_tokens = k.size(2)
-        end = self._longest + num_tokens
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row, and {end} were stored")
-        for kept, new in ((self.k[layer], k), (self.v[layer], v)):
-            if self._shortest == self._longest:
-                kept[:, :, self._longest : end] = new
-            else:
-                rows = torch.arange(k.size(0), device=k.device)[:, None]
-                kept[rows, :, self.positions(num_tokens)] = new.transpose(1, 2)  # (B, T, G, D)
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def advance(self, num_tokens: int) -> None:
-        self._lengths = self._lengths + num_tokens
-        self._shortest += num_tokens
-        self._longest += num_tokens
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        index = torch.tensor(rows, device=self.k.device)
-        self.k, self.v = self.k[:, index], self.v[:, index]
-        self.lengths = self._lengths[index]
+REFILL = 8  # prompts enter once an eighth of the places is free: a pass for several costs little more than one for one
 
 
 @dataclass
@@ -95,11 +40,17 @@ class Row:
     prompt: Sequence[int]
     max_tokens: int
     random: random.Random
+    temperature: float = 0.0
+    top_k: int | None = None
     tokens: list[int] = field(default_factory=list)
     forced: deque[int] = field(default_factory=deque)  # tokens that come next, whatever the model says
     expression: list[int] | None = None  # tokens since <|python_start|>, while the model writes one
     finished: bool = False
-    idle: bool = False  # finished, and still in the batch
+
+    @property
+    def longest(self) -> int:
+        """Tokens of it that are read at most; the last one said never is."""
+        return len(self.prompt) + self.max_tokens - 1
 
 
 class Engine:
@@ -117,11 +68,16 @@ class Engine:
         self.limit = context_limit(model.config)
         self.max_rows = max_rows
         self.cache_bytes = cache_bytes or default_cache_bytes(self.device)
+        # one query a row multiplies 2 to 5 times faster in fp32 on CPUs, bf16 conversions and all
+        self.cache_dtype = torch.float32 if self.device.type == "cpu" else model.compute_dtype
         self.stop_ids = {tokenizer.bos_id, tokenizer.special_id("<|assistant_end|>")}
         self.python_start = tokenizer.special_id("<|python_start|>")
         self.python_end = tokenizer.special_id("<|python_end|>")
         self.output_start = tokenizer.special_id("<|output_start|>")
         self.output_end = tokenizer.special_id("<|output_end|>")
+        config = model.config
+        # of the cache, for each token of a row
+        self.token_bytes = 2 * config.n_layer * config.n_kv_head * config.head_dim * self.cache_dtype.itemsize
 
     def generate_batch(
         self,
@@ -131,22 +87,29 @@ class Engine:
         temperature: float = 0.0,
         top_k: int | None = None,
         seed: int | str = 0,
-        keys: Sequence[int] | None = None,
+        keys: Sequence[int | str] | None = None,
+        poll: Callable[[float], None] | None = None,
     ) -> list[list[int]]:
         """Continue each prompt until the model ends its answer, says `max_new_tokens`, or its positions run out.
 
         Returns the new tokens of each prompt, results of the calculator among them, the stop token not. Temperature 0 takes the
         likeliest token; top_k None or 0 draws from all. A row's random numbers come from `seed` and its key (its place in
-        `prompts`, unless `keys` says otherwise), so it says the same in any batch, up to rounding in the model.
+        `prompts`, unless `keys` says otherwise), so it says the same in any batch, up to rounding in the model. A prompt that
+        is there several times is read once. `poll` is called before each step with the share that is done; it may raise.
 
         Raises UserError for a prompt that is empty or longer than the model can read.
         """
-        keys = range(len(prompts)) if keys is None else keys
-        rows = [self._row(prompt, max_new_tokens, f"{seed}/{key}") for prompt, key in zip(prompts, keys, strict=True)]
+        rows = [
+            self.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=f"{seed}/{key}")
+            for prompt, key in zip(prompts, range(len(prompts)) if keys is None else keys, strict=True)
+        ]
+        # the longest first: rows that are together have similar lengths, and memory runs out at once or never
+        batch = Batch(self, sorted(rows, key=lambda row: -row.longest))
         progress = Progress("generation", len(rows), "answers")
-        for batch in self._batches(rows):
-            for num_finished in self._decode(batch, temperature, top_k):
-                progress.add(num_finished)
+        while batch:
+            if poll is not None:
+                poll(progress.done / progress.total)
+            progress.add(sum(row.finished for row in batch.step()))
         return [row.tokens for row in rows]
 
     def stream(
@@ -159,9 +122,10 @@ class Engine:
         seed: int | str = 0,
     ) -> Iterator[int]:
         """The same tokens as `generate_batch` of one prompt, each as soon as it is known."""
-        row = self._row(prompt, max_new_tokens, f"{seed}/0")
-        num_given = 0
-        for _ in self._decode([row], temperature, top_k):
+        row = self.row(prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=f"{seed}/0")
+        batch, num_given = Batch(self, [row]), 0
+        while batch:
+            batch.step()
             yield from row.tokens[num_given:]
             num_given = len(row.tokens)
 
@@ -179,39 +143,22 @@ class Engine:
         answers = self.generate_batch(prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
         return [self.tokenizer.decode(answer, skip_special=True) for answer in answers]
 
-    # -- one batch -----------------------------------------------------------------------------------------------------------
+    def row(self, prompt: Sequence[int], *, max_new_tokens: int, temperature: float, top_k: int | None, seed: int | str) -> Row:
+        """A prompt to be continued. UserError if it cannot be."""
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {max_new_tokens} asks for nothing; it must be at least 1")
+        if not 0 < len(prompt) <= self.limit:
+            raise UserError(f"a prompt has {len(prompt)} tokens; this model reads 1 to {self.limit}. Shorten the prompt")
+        if temperature < 0:
+            raise UserError(
+                f"temperature {temperature} is below 0; 0 takes the likeliest token, 1 draws as the model was trained"
+            )
+        # the last token said is never read, so it needs no position
+        longest = min(max_new_tokens, self.limit + 1 - len(prompt))
+        return Row(prompt, longest, random.Random(seed), temperature, top_k)
 
-    @torch.inference_mode()
-    def _decode(self, rows: list[Row], temperature: float, top_k: int | None) -> Iterator[int]:
-        """Continue the rows together until all are finished; yields after every step how many it finished."""
-        cache, hidden = self._prefill(rows)
-        while True:
-            num_finished = sum(row.finished for row in rows)
-            self._say_next(rows, self.model.logits(hidden), temperature, top_k)
-            yield sum(row.finished for row in rows) - num_finished
-            rows = self._retire(rows, cache)
-            if not rows:
-                return
-            # a finished row that is still here reads padding: nobody looks at it
-            last = [[row.tokens[-1] if row.tokens else self.tokenizer.bos_id] for row in rows]
-            hidden = self.model.hidden(torch.tensor(last, device=self.device), cache)[:, -1]  # (B, C)
-
-    def _prefill(self, rows: list[Row]) -> tuple[KVCache, Tensor]:
-        lengths = torch.tensor([len(row.prompt) for row in rows])
-        capacity = max(len(row.prompt) + row.max_tokens for row in rows)
-        cache = KVCache(self.model.config, len(rows), capacity, self.model.compute_dtype, self.device)
-        prompts = pad_right([row.prompt for row in rows], pad_id=self.tokenizer.bos_id, device=self.device)
-        x = self.model.hidden(prompts, cache)  # (B, T, C)
-        cache.lengths = lengths  # what was stored behind them came from padding
-        return cache, x[torch.arange(len(rows)), lengths - 1]  # (B, C)
-
-    def _say_next(self, rows: list[Row], logits: Tensor, temperature: float, top_k: int | None) -> None:
-        draws = [0.0 if row.finished or row.forced else row.random.random() for row in rows]
-        for row, token in zip(rows, choose(logits, draws, temperature, top_k), strict=True):
-            if not row.finished:
-                self._accept(row, row.forced.popleft() if row.forced else token)
-
-    def _accept(self, row: Row, token: int) -> None:
+    def accept(self, row: Row, token: int) -> None:
+        """The next token of a row: what it means for what follows."""
         if token in self.stop_ids:
             row.finished = True
             return
@@ -227,44 +174,127 @@ class Engine:
         elif row.expression is not None:
             row.expression.append(token)
 
-    def _retire(self, rows: list[Row], cache: KVCache) -> list[Row]:
-        """The rows that go on, in a smaller cache once half of them are finished."""
-        going = [index for index, row in enumerate(rows) if not row.finished]
-        if len(going) <= len(rows) // 2:
-            if going:
-                cache.keep(going)
-            return [rows[index] for index in going]
-        if any(row.finished and not row.idle for row in rows):
-            # a finished row starts again at 0, or it would run into the end of the cache and of the model's positions
-            cache.lengths = cache.lengths * torch.tensor([not row.finished for row in rows], device=self.device)
-            for row in rows:
-                row.idle = row.finished
+
+class Batch:
+    """Rows that are continued together. Those that are finished leave, and those that wait take their slots.
+
+    batch = Batch(engine, rows)
+    while batch:
+        batch.step()
+    """
+
+    def __init__(self, engine: Engine, rows: Sequence[Row] = ()):
+        self.engine, self.model = engine, engine.model
+        self.waiting = deque(rows)
+        self.slots: list[Row | None] = []
+        self.cache = KVCache(engine.model.config, 0, 0, engine.cache_dtype, engine.device)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything left to say."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def running(self) -> list[Row]:
+        return [row for row in self.slots if row is not None]
+
+    def add(self, row: Row) -> None:
+        self.waiting.append(row)
+
+    def drop(self, row: Row) -> None:
+        """Nobody wants the rest of this row."""
+        self.waiting = deque(other for other in self.waiting if other is not row)
+        self.slots = [None if other is row else other for other in self.slots]
+        self.leave()
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """One more token for each running row, the first one for rows that enter; returns these rows."""
+        running = [(slot, row) for slot, row in enumerate(self.slots) if row is not None]
+        if running:
+            hidden = self.decode()  # (B, C)
+            self.say([row for _, row in running], hidden[[slot for slot, _ in running]])
+        entered = self.enter()
+        self.leave()
+        return [*(row for _, row in running), *entered]
+
+    def decode(self) -> Tensor:
+        """Read the last token of every row: the hidden states (B, C). An empty slot reads padding, which nobody looks at."""
+        last = [row.tokens[-1] if row else self.engine.tokenizer.bos_id for row in self.slots]
+        hidden = self.model.hidden(torch.tensor(last)[:, None].to(self.engine.device, non_blocking=True), self.cache)
+        self.cache.advance(1)
+        return hidden[:, -1]
+
+    def say(self, rows: Sequence[Row], hidden: Tensor) -> None:
+        """Hidden states (B, C) -> the next token of each row, drawn or forced."""
+        logits = self.model.logits(hidden)  # (B, V)
+        kinds = {(row.temperature, row.top_k) for row in rows}
+        for temperature, top_k in sorted(kinds, key=repr):
+            places = [place for place, row in enumerate(rows) if (row.temperature, row.top_k) == (temperature, top_k)]
+            draws = [0.0 if rows[place].forced else rows[place].random.random() for place in places]
+            tokens = choose(logits if len(kinds) == 1 else logits[places], draws, temperature, top_k)
+            for place, token in zip(places, tokens, strict=True):
+                self.engine.accept(rows[place], rows[place].forced.popleft() if rows[place].forced else token)
+
+    # -- entering and leaving ------------------------------------------------------------------------------------------------
+
+    def enter(self) -> list[Row]:
+        """Rows that wait take free slots, once there are enough; they are read in one pass and say their first token."""
+        places = self.num_places()
+        room = places - len(self.running)
+        if room < min(len(self.waiting), -(-places // REFILL)) or not self.waiting:
+            return []
+        rows = self.take(room)
+        prompts: dict[tuple[int, ...], list[int]] = {}  # each is read once, however many rows it has
+        for slot, row in zip(self.free_slots(rows), rows, strict=True):
+            prompts.setdefault(tuple(row.prompt), []).append(slot)
+            self.slots[slot], self.cache.lengths[slot] = row, len(row.prompt)
+        trees = [Tree(prompt) for prompt in prompts]
+        prefill = Prefill(trees, self.cache, list(prompts.values()))
+        x = self.model.hidden(flat_tokens(trees, self.engine.device), prefill)[0]  # (N, C)
+        last = {prompt: end - 1 for prompt, (_, _, end) in zip(prompts, prefill.spans, strict=True)}
+        self.say(rows, x[[last[tuple(row.prompt)] for row in rows]])
         return rows
 
-    # -- rows and batches ----------------------------------------------------------------------------------------------------
+    def num_places(self) -> int:
+        """How many rows like the next one may run together: the cache has memory for no more."""
+        longest = max((row.longest for row in [*self.running, *islice(self.waiting, 1)]), default=1)
+        return max(1, min(self.engine.max_rows, self.engine.cache_bytes // (longest * self.engine.token_bytes)))
 
-    def _row(self, prompt: Sequence[int], max_new_tokens: int, seed: str) -> Row:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {max_new_tokens} asks for nothing; it must be at least 1")
-        if not 0 < len(prompt) <= self.limit:
-            raise UserError(f"a prompt has {len(prompt)} tokens; this model reads 1 to {self.limit}. Shorten the prompt")
-        # the last token said is never read, so it needs no position
-        return Row(prompt, min(max_new_tokens, self.limit + 1 - len(prompt)), random.Random(seed))
+    def take(self, room: int) -> list[Row]:
+        """The next rows that wait, not more than there is room for, nor than are read in one pass."""
+        rows = [self.waiting.popleft()]
+        tokens_left = default_batch_tokens(self.engine.device) - len(rows[0].prompt)
+        longest = max(row.longest for row in [*self.running, *rows])
+        while self.waiting and len(rows) < room and self.waiting[0].longest <= longest:
+            tokens_left -= len(self.waiting[0].prompt)
+            if tokens_left < 0:
+                break
+            rows.append(self.waiting.popleft())
+        return rows
 
-    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """Rows of similar length, as many together as the cache has memory for."""
-        config = self.model.config
-        token_bytes = 2 * config.n_layer * config.n_kv_head * config.head_dim * self.model.compute_dtype.itemsize
-        batch: list[Row] = []
-        for row in sorted(rows, key=lambda row: -len(row.prompt)):
-            capacity = len((batch or [row])[0].prompt) + row.max_tokens
-            full = (len(batch) + 1) * capacity * token_bytes > self.cache_bytes
-            if batch and (full or len(batch) == self.max_rows):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+    def free_slots(self, rows: Sequence[Row]) -> list[int]:
+        """A slot for each of the rows, in a larger cache where this one is too small."""
+        kept = [slot for slot, row in enumerate(self.slots) if row is not None]
+        num_slots = max(self.cache.num_slots, len(kept) + len(rows))
+        capacity = max([self.cache.capacity, *(row.longest for row in rows)])
+        if num_slots * capacity * self.engine.token_bytes > self.engine.cache_bytes:  # no more than those here need, then
+            num_slots, capacity = len(kept) + len(rows), max(row.longest for row in [*self.running, *rows])
+        if (num_slots, capacity) != (self.cache.num_slots, self.cache.capacity):
+            self.resize(kept, num_slots, capacity)
+        return [slot for slot, row in enumerate(self.slots) if row is None][: len(rows)]
+
+    def leave(self) -> None:
+        """Finished rows free their slots; once nobody waits and half of the slots are free, the others move together."""
+        self.slots = [None if row is None or row.finished else row for row in self.slots]
+        # an empty slot starts again at 0, or it would run into the end of the cache and of the model's positions
+        self.cache.lengths = [length if row else 0 for length, row in zip(self.cache.lengths, self.slots, strict=True)]
+        kept = [slot for slot, row in enumerate(self.slots) if row is not None]
+        if not self.waiting and len(kept) <= len(self.slots) // 2:
+            self.resize(kept, len(kept), self.cache.capacity if kept else 0)
+
+    def resize(self, kept: Sequence[int], num_slots: int, capacity: int) -> None:
+        self.cache = self.cache.resized(kept, num_slots, capacity)
+        self.slots = [self.slots[slot] for slot in kept] + [None] * (num_slots - len(kept))
 
 
 def choose(logits: Tensor, draws: Sequence[float], temperature: float, top_k: int | None) -> list[int]:
@@ -272,8 +302,6 @@ def choose(logits: Tensor, draws: Sequence[float], temperature: float, top_k: in
 
     With top_k, only the k likeliest tokens take part. Temperature 0 takes the likeliest (of equals: the first).
     """
-    if temperature < 0:
-        raise UserError(f"temperature {temperature} is below 0; 0 takes the likeliest token, 1 draws as the model was trained")
     if temperature == 0:
         return logits.argmax(dim=1).tolist()
     tokens = None
@@ -289,5 +317,5 @@ def choose(logits: Tensor, draws: Sequence[float], temperature: float, top_k: in
 
 
 def default_cache_bytes(device: torch.device) -> int:
-    """Memory for keys and values: half of what a GPU has free, a fixed share of a CPU's."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_CACHE_BYTES
+    """Memory for keys and values: a third of what a GPU has free, since a cache that grows is there twice for a moment."""
+    return torch.cuda.mem_get_info(device)[0] // 3 if device.type == "cuda" else CPU_CACHE_BYTES

@@ -72,12 +72,17 @@ class GPTConfig:
         return asdict(self)
 
 
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
 class Cache(Protocol):
-    """Keys and values of the tokens already seen, one row a sequence; rows may differ in length (`nanochat.engine.KVCache`)."""
+    """Where the new tokens stand in their sequences, and what each of them attends to.
+
+    `nanochat.kv_cache.KVCache`: also to the tokens read before. `nanochat.batching.PackedTrees`: only to those of its sequence.
+    """
 
     def positions(self, num_tokens: int) -> Tensor: ...
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: ...
-    def advance(self, num_tokens: int) -> None: ...
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor: ...
 
 
 class GPT(nn.Module):
@@ -112,9 +117,7 @@ class GPT(nn.Module):
         x = self.embed(idx, positions)  # (B, T, C)
         rotation = self.rope(positions, x.dtype) if self.rope else None
         for block in self.blocks:
-            x = block(x, rotation, cache, positions)  # (B, T, C)
-        if cache:
-            cache.advance(idx.size(1))
+            x = block(x, rotation, cache)  # (B, T, C)
         return self.ln_f(x)
 
     def embed(self, idx: Tensor, positions: Tensor) -> Tensor:
@@ -161,8 +164,8 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotation, cache: Cache | None, positions: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x), rotation, cache, positions)  # (B, T, C)
+    def forward(self, x: Tensor, rotation, cache: Cache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), rotation, cache)  # (B, T, C)
         x = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return x
 
@@ -183,9 +186,9 @@ class CausalSelfAttention(nn.Module):
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim, bias=config.bias)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.qk_norm = config.qk_norm
-        self.attend = {"sdpa": sdpa_attention, "naive": naive_attention}[config.attention]
+        self.attend: Attention = {"sdpa": sdpa_attention, "naive": naive_attention}[config.attention]
 
-    def forward(self, x: Tensor, rotation, cache: Cache | None, positions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation, cache: Cache | None) -> Tensor:
         B, T, C = x.shape
         q = self.c_q(x).view(B, T, self.n_head, self.head_dim)  # (B, T, H, D)
         k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)  # (B, T, G, D)
@@ -200,12 +203,7 @@ class CausalSelfAttention(nn.Module):
         q = q.transpose(1, 2)  # (B, H, T, D)
         k = k.transpose(1, 2)  # (B, G, T, D)
         v = v.transpose(1, 2)  # (B, G, T, D)
-        visible = None  # None: every query sees the keys up to its own place
-        if cache:
-            k, v = cache.update(self.layer, k, v)
-            # a row's cache may hold less than the longest row's: what lies behind a query's own position is never visible
-            visible = torch.arange(k.size(2), device=x.device) <= positions[:, None, :, None]
-        y = self.attend(q, k, v, visible)  # (B, H, T, D)
+        y = cache.attend(self.layer, q, k, v, self.attend) if cache else self.attend(q, k, v, None)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)  # (B, T, C)
         return self.c_proj(y)
 
@@ -230,7 +228,10 @@ class MLP(nn.Module):
 
 
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax attention written out: scores, mask, softmax, weighted mean. The reference for every faster one."""
+    """Softmax attention written out: scores, mask, softmax, weighted mean. The reference for every faster one.
+
+    `visible` (..., T, S) says which keys each query sees; None: those up to its own place.
+    """
     if visible is None:
         visible = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril()
     k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, H, S, D)

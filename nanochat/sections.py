@@ -163,7 +163,7 @@ class BaseEval(Section):
     """Bits per byte, CORE and samples of the pretrained model."""
 
     eval_tokens: int = key(10_485_760, "tokens for the bits per byte, of each split", ge=1)
-    max_per_task: int | None = key(None, "items of each CORE task; empty = all", ge=1)
+    max_per_task: int | None = key(None, "items of each CORE task, drawn with a seed; empty = all", ge=1)
     tasks: list[str] | None = key(None, "labels of the CORE tasks to run; empty = all", min_length=1)
     samples: list[str] = key(
         ["The largest planet is", "Water boils when", "Once upon a time", "Two and two make", "In winter, the days are"],
@@ -183,7 +183,11 @@ class ChatEval(Section):
     max_new_tokens: int = key(512, "longest answer", ge=1)
     temperature: float = key(0.0, "0 = always the likeliest token", ge=0)
     top_k: int | None = key(50, "sample among the so many likeliest tokens; empty = among all", ge=1)
+    num_samples: int = key(1, "answers to each question answered in words; several, at a temperature, give pass@k", ge=1)
     spelling_items: int = key(256, "items of the spelling task, which are generated", ge=1)
+    sandbox: Literal["limited", "filtered", "closed", "full"] = key(
+        "closed", "how well programs that the model writes must be closed in (humaneval); on a machine that cannot, it fails"
+    )
     seed: int = key(42, "seed of the sampling", ge=0)
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from nanochat.dialogue import BASE_NOTE, add_arguments, describe, is_base, no_model_message, open_engine
 from nanochat.errors import UserError
 from nanochat.jobs import slurm
+from nanochat.schedule import count_parameters
 from nanochat.serving.limits import Limits
 from nanochat.text import visible
 
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace, limits: Limits) -> int:
         entry = model_entry(
             name_of(options.folder),
             created=int((options.folder / "manifest.json").stat().st_mtime),
-            parameters=engine.model.num_parameters(),
+            parameters=count_parameters(engine.model.config.as_dict()),
             context=context,
             device=str(engine.device),
             continues=continues,

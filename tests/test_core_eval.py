@@ -4,7 +4,9 @@ import json
 import logging
 import random
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,10 @@ import yaml
 from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 
+from nanochat import batching
 from nanochat.core_bundle import read_bundle, render_prompts
-from nanochat.core_eval import evaluate_core, find_scored
+from nanochat.core_eval import ask, evaluate_core
+from nanochat.core_tokens import find_starts, prepare
 from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.jobs.attempt import Attempt
@@ -77,6 +81,10 @@ def plain_outcome(model, tokenizer, kind, prompts, gold):
     return losses, losses.index(min(losses)) == gold
 
 
+def evaluate(model, tokenizer, bundle, *, tasks=None, max_per_task=None, **how):
+    return evaluate_core(model, tokenizer, prepare(bundle, tokenizer, tasks=tasks, max_per_task=max_per_task), **how)
+
+
 @pytest.fixture(scope="module")
 def bundle(shared_data):
     return shared_data / "eval_bundle.zip"
@@ -109,7 +117,7 @@ LABELS = [
 @pytest.mark.parametrize("label", LABELS)
 def test_outcomes_equal_a_plain_evaluation_of_the_real_tasks(bundle, model, tokenizer, label):
     num_items = 12  # more than the ten examples
-    results, examples = evaluate_core(model, tokenizer, bundle, tasks=[label], max_per_task=num_items, batch_tokens=4_000)
+    results, examples = evaluate(model, tokenizer, bundle, tasks=[label], max_per_task=num_items, batch_tokens=4_000)
     rows, entry = plain_items(bundle, label, max_per_task=num_items)
     for index in (0, 1, 5, 11):
         prompts = plain_prompts(rows, entry, index)
@@ -237,7 +245,7 @@ def test_prompts_of_each_kind_read_as_written_out_here(tmp_path):
 
 
 def test_results_and_examples_say_what_was_measured(small):
-    results, examples = evaluate_core(*small)
+    results, examples = evaluate(*small)
     assert list(results["tasks"]) == ["choices", "schemas", "texts"]
     choices = results["tasks"]["choices"]
     assert (choices["type"], choices["num_fewshot"], choices["num_items"], choices["num_available"]) == (
@@ -248,58 +256,83 @@ def test_results_and_examples_say_what_was_measured(small):
     )
     assert choices["centered"] == pytest.approx((choices["accuracy"] - 0.5) / 0.5)
     assert results["core"] == pytest.approx(sum(task["centered"] for task in results["tasks"].values()) / 3)
+    assert results["interval"][0] < results["core"] < results["interval"][1]
+    assert choices["centered_interval"] == pytest.approx([(end - 0.5) / 0.5 for end in choices["interval"]])
     assert len(examples) == 7
     assert sorted(example["line"] for example in examples[:3]) == [1, 2, 3]
     assert examples[-1]["gold"] in (" three", " blue ")
 
 
 def test_the_mean_of_some_tasks_is_not_called_core(small):
-    results, _ = evaluate_core(*small, tasks=["texts", "choices"])
+    results, _ = evaluate(*small, tasks=["texts", "choices"])
     assert list(results["tasks"]) == ["choices", "texts"]
     assert results["core"] is None
-    results, _ = evaluate_core(*small, tasks=["texts", "choices", "schemas"])
+    results, _ = evaluate(*small, tasks=["texts", "choices", "schemas"])
     assert results["core"] is not None
 
 
+def test_what_options_share_is_read_once(bundle, tokenizer):
+    """hellaswag's ten examples and its question; the endings' last tokens are scored and never read."""
+    core = prepare(bundle, tokenizer, tasks=["hellaswag", "boolq", "squad"], max_per_task=12)
+    for task in core.tasks:
+        for item in map(task.__getitem__, range(len(task))):
+            question = ask(item, max_tokens=10_000)
+            assert len(question) == len(item.prefix) + sum(len(suffix) - 1 for suffix in item.suffixes)
+            tree = np.concatenate([question.trees[0].trunk, *question.trees[0].branches])
+            for before, scored, suffix in zip(question.before, question.scored, item.suffixes, strict=True):
+                following = np.concatenate([item.prefix, suffix])[-len(scored) - 1 : -1]
+                assert tree[before].tolist() == following.tolist()
+
+
+def test_options_that_saw_one_another_would_be_noticed(bundle, model, tokenizer, monkeypatch):
+    core = prepare(bundle, tokenizer, tasks=["hellaswag"], max_per_task=4)
+    _, apart = evaluate_core(model, tokenizer, core)
+    seen = batching.branches_visible
+    monkeypatch.setattr(batching, "branches_visible", lambda tree: torch.ones_like(seen(tree)).tril(len(tree.trunk)))
+    _, together = evaluate_core(model, tokenizer, core)
+    distances = [max(np.abs(np.subtract(a["losses"], b["losses"]))) for a, b in zip(apart, together, strict=True)]
+    assert min(distances) > 1e-3
+
+
 def test_batches_change_nothing(small):
-    _, together = evaluate_core(*small)
-    _, alone = evaluate_core(*small, batch_tokens=1)
+    _, together = evaluate(*small)
+    _, alone = evaluate(*small, batch_tokens=1)
     assert [row.pop("losses") for row in together] == [pytest.approx(row.pop("losses"), abs=2e-6) for row in alone]
     assert together == alone
 
 
 def test_processes_that_split_the_items_agree_with_one(small):
-    expected = evaluate_core(*small, batch_tokens=1)
-    found = on_ranks(3, lambda ranks: evaluate_core(*small, batch_tokens=1, parts=Parts(ranks)))  # some have no item at all
+    expected = evaluate(*small, batch_tokens=1)
+    found = on_ranks(3, lambda ranks: evaluate(*small, batch_tokens=1, parts=Parts(ranks)))  # some have no item at all
     assert found == [expected] * 3
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200])
 def test_an_evaluation_stopped_before_any_batch_goes_on_to_the_same_rows(small, tmp_path, batch_tokens):
-    expected = evaluate_core(*small, batch_tokens=batch_tokens)
+    expected = evaluate(*small, batch_tokens=batch_tokens)
     for question in range(1, 20):
         attempt = StopsAt(tmp_path / str(question), question)
         try:
-            found = evaluate_core(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=attempt))
+            found = evaluate(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=attempt))
         except Stopped:
             assert attempt.questions_left == 0
-            found = evaluate_core(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=Attempt(attempt.state)))
+            found = evaluate(*small, batch_tokens=batch_tokens, parts=Parts(Ranks(), attempt=Attempt(attempt.state)))
         assert found == expected
     assert attempt.questions_left > 0  # all places were tried
 
 
 def test_a_stop_in_the_middle_of_a_task_keeps_those_before_it(small, tmp_path):
     with pytest.raises(Stopped):
-        evaluate_core(*small, batch_tokens=1, parts=Parts(Ranks(), attempt=StopsAt(tmp_path, 8)))  # of 6 + 4 + 2 options
+        evaluate(*small, batch_tokens=1, parts=Parts(Ranks(), attempt=StopsAt(tmp_path, 4)))  # of 3 + 2 + 2 items
     assert [path.name for path in tmp_path.glob("part_*")] == ["part_choices.json"]
 
 
 def test_a_stop_that_one_rank_alone_has_seen_stops_all(small, tmp_path):
-    def evaluate(ranks):
-        attempt = StopsAt(tmp_path, 3 if ranks.rank == 1 else 0)
-        return evaluate_core(*small, batch_tokens=1, parts=Parts(ranks, attempt=attempt))
+    def on_rank(ranks):
+        attempt = StopsAt(tmp_path, 2 if ranks.rank == 1 else 0)
+        return evaluate(*small, batch_tokens=1, parts=Parts(ranks, attempt=attempt))
 
-    assert [type(found) for found in on_ranks(2, evaluate)] == [Stopped, Stopped]
+    assert [type(found) for found in on_ranks(2, on_rank)] == [Stopped, Stopped]
     assert [path.name for path in tmp_path.glob("part_*")] == ["part_choices.json"]
 
 
@@ -307,10 +340,10 @@ def test_fewer_items_than_examples_are_evaluated_with_what_there_is(tmp_path, ca
     many = {"core.yaml": yaml.safe_dump({"icl_tasks": [{**entry, "num_fewshot": [10]} for entry in ENTRIES]})}
     path = write_bundle(tmp_path, many)
     with caplog.at_level(logging.WARNING, logger="nanochat"):
-        results, _ = evaluate_core(random_model(), small_tokenizer(), path)
+        results, _ = evaluate(random_model(), small_tokenizer(), path)
     assert [task["num_fewshot"] for task in results["tasks"].values()] == [2, 1, 1]
     assert "CORE choices: 2 examples in front of each item, not 10" in caplog.text
-    results, _ = evaluate_core(random_model(), small_tokenizer(), path, max_per_task=1)
+    results, _ = evaluate(random_model(), small_tokenizer(), path, max_per_task=1)
     assert [(task["num_fewshot"], task["num_items"]) for task in results["tasks"].values()] == [(0, 1)] * 3
 
 
@@ -320,7 +353,7 @@ def test_a_choice_that_begins_another_and_equal_choices_are_scored(tmp_path):
         {"query": "Which?", "choices": ["same", "same"], "gold": 0},
     ]
     path = write_bundle(tmp_path, {"eval_data/a/choices.jsonl": jsonl(rows)})
-    _, examples = evaluate_core(random_model(), small_tokenizer(), path, tasks=["choices"])
+    _, examples = evaluate(random_model(), small_tokenizer(), path, tasks=["choices"])
     equal, nested = sorted(examples, key=lambda row: len(row["losses"]))
     assert nested["prediction"] == nested["losses"].index(min(nested["losses"]))
     assert equal["losses"][0] == equal["losses"][1]
@@ -330,7 +363,7 @@ def test_a_choice_that_begins_another_and_equal_choices_are_scored(tmp_path):
 def test_nested_choices_are_scored_from_the_same_token_on():
     tokenizer = small_tokenizer()
     sequences = tokenizer.encode_batch(["Which? the sun", "Which? the sun, 2", "Which? the sun, 35"], bos=True)
-    assert {option.start for option in find_scored("multiple_choice", sequences)} == {len(sequences[0]) - 1}
+    assert set(find_starts("multiple_choice", sequences)) == {len(sequences[0]) - 1}
 
 
 def test_a_continuation_that_melts_into_its_context_is_scored_from_the_first_new_token():
@@ -339,8 +372,7 @@ def test_a_continuation_that_melts_into_its_context_is_scored_from_the_first_new
     alone, whole = tokenizer.encode_batch([merge[0], merge], bos=True)
     assert len(alone) == len(whole) == 2
     assert alone[1] != whole[1]
-    (option,) = find_scored("language_modeling", [alone, whole])
-    assert option.start == 1
+    assert find_starts("language_modeling", [alone, whole]) == [1]
 
 
 def test_prompts_too_long_for_the_model_lose_their_beginning(tmp_path):
@@ -353,7 +385,7 @@ def test_prompts_too_long_for_the_model_lose_their_beginning(tmp_path):
         },
     )
     model, tokenizer = random_model("textbook"), small_tokenizer()
-    results, examples = evaluate_core(model, tokenizer, path)
+    results, examples = evaluate(model, tokenizer, path)
     assert results["tasks"]["texts"]["num_cropped"] == 1
     (cropped,) = [example for example in examples if example.get("cropped")]
     tokens = torch.tensor([tokenizer.encode("word " * 300 + "end of it", bos=True)[-64:]])
@@ -364,15 +396,16 @@ def test_prompts_too_long_for_the_model_lose_their_beginning(tmp_path):
 
 
 def test_the_folder_around_a_bundle_may_be_missing(tmp_path):
-    assert read_bundle(write_bundle(tmp_path, root="")) == read_bundle(write_bundle(tmp_path))
+    bare, wrapped = read_bundle(write_bundle(tmp_path, root="")), read_bundle(write_bundle(tmp_path))
+    assert [replace(task, file="") for task in bare] == [replace(task, file="") for task in wrapped]
 
 
 def test_a_model_with_broken_weights_is_an_error(small):
     model, tokenizer, path = small
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="CORE choices, item 0: the model's losses are"):
-        evaluate_core(model, tokenizer, path)
+    with pytest.raises(UserError, match=r"CORE choices, item \d: the model's losses are"):
+        evaluate(model, tokenizer, path)
 
 
 BROKEN = {

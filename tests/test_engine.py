@@ -8,15 +8,23 @@ import torch
 from small_models import PRESETS, random_model, random_prompts, small_tokenizer
 from torch import nn
 
-from nanochat.engine import Engine, KVCache, choose
+from nanochat.batching import Tree, flat_tokens
+from nanochat.engine import Batch, Engine, choose
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.kv_cache import KVCache, Prefill
 
 TOKENIZER = small_tokenizer()
 
 
 def cache_for(model, batch_size, capacity):
     return KVCache(model.config, batch_size, capacity, torch.float32, "cpu")
+
+
+def read(model, idx, cache):
+    logits = model(idx, cache)
+    cache.advance(idx.size(1))
+    return logits
 
 
 def greedy_by_full_forward(model, prompt, *, num_tokens, stop_ids=()):
@@ -37,7 +45,7 @@ def test_cached_decoding_equals_full_forward(sizes):
     idx = torch.randint(300, (3, 40), generator=torch.Generator().manual_seed(1))
     expected = model(idx)
     cache = cache_for(model, 3, 40)
-    parts = [model(part, cache) for part in idx.split([7, 1, 1, 12, 1, 18], dim=1)]
+    parts = [read(model, part, cache) for part in idx.split([7, 1, 1, 12, 1, 18], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -48,23 +56,23 @@ def test_rows_of_different_lengths_decode_as_each_alone(sizes):
     prompts = random_prompts(TOKENIZER, [3, 20, 9])
     following = torch.randint(256, (3, 6), generator=torch.Generator().manual_seed(2))
     cache = cache_for(model, 3, 30)
-    padded = torch.tensor([prompt + [0] * (20 - len(prompt)) for prompt in prompts])
-    model(padded, cache)
-    cache.lengths = torch.tensor([len(prompt) for prompt in prompts])
-    logits = torch.cat([model(column, cache) for column in following.split([1, 1, 3, 1], dim=1)], dim=1)  # (3, 6, V)
+    trees = [Tree(prompt) for prompt in prompts]
+    model(flat_tokens(trees, torch.device("cpu")), Prefill(trees, cache, [[0], [1], [2]]))
+    cache.lengths = [len(prompt) for prompt in prompts]
+    logits = torch.cat([read(model, column, cache) for column in following.split([1, 1, 3, 1], dim=1)], dim=1)  # (3, 6, V)
     for row, prompt in enumerate(prompts):
         alone = model(torch.tensor([prompt + following[row].tolist()]))[0, len(prompt) :]
         torch.testing.assert_close(logits[row], alone, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
-def test_a_cache_without_some_of_its_rows_goes_on_with_the_others():
+def test_a_cache_of_another_size_goes_on_with_the_rows_it_kept():
     model = random_model()
     idx = torch.randint(300, (4, 20), generator=torch.Generator().manual_seed(1))
     cache = cache_for(model, 4, 20)
-    model(idx[:, :12], cache)
-    cache.keep([3, 1])
-    torch.testing.assert_close(model(idx[[3, 1], 12:], cache), model(idx[[3, 1]])[:, 12:], atol=1e-4, rtol=1e-4)
+    read(model, idx[:, :12], cache)
+    smaller = cache.resized([3, 1], 2, 25)
+    torch.testing.assert_close(model(idx[[3, 1], 12:], smaller), model(idx[[3, 1]])[:, 12:], atol=1e-4, rtol=1e-4)
 
 
 def test_a_full_cache_refuses_more():
@@ -189,7 +197,6 @@ class ScriptedModel(nn.Module):
 
     def hidden(self, idx, cache):
         positions = cache.positions(idx.size(1))
-        cache.advance(idx.size(1))
         return nn.functional.one_hot(self.script[positions + 1], 300).float()
 
     def logits(self, hidden):
@@ -292,11 +299,118 @@ def test_an_expression_without_a_result_gets_none(script):
 def test_forced_tokens_draw_no_random_numbers():
     """With and without the tool's result in between, the row's random numbers are used for what the model says alone."""
     engine = Engine(ScriptedModel(says("<|bos|>") + says("<|python_start|>12*4<|python_end|>") + says("x" * 30)), TOKENIZER)
-    row = engine._row(says("<|bos|>"), 12, "0/0")
-    for _ in engine._decode([row], 1e-3, None):
-        pass
+    row = engine.row(says("<|bos|>"), max_new_tokens=12, temperature=1e-3, top_k=None, seed="0/0")
+    batch = Batch(engine, [row])
+    while batch:
+        batch.step()
     num_forced = len(says("<|output_start|>48<|output_end|>"))
     reference = random.Random("0/0")
     for _ in range(12 - num_forced):
         reference.random()
     assert row.random.random() == reference.random()
+
+
+# -- rows that enter and leave -----------------------------------------------------------------------------------------------
+
+
+def finish(batch):
+    while batch:
+        batch.step()
+
+
+def test_rows_that_enter_a_running_batch_say_what_they_say_alone():
+    engine = Engine(random_model(), TOKENIZER, max_rows=3)
+    engine.stop_ids = set()
+    prompts = random_prompts(TOKENIZER, [5, 40, 3, 22, 9, 30, 11])
+    how = {"temperature": 1.0, "top_k": 20}
+    rows = [engine.row(prompt, max_new_tokens=4 + 3 * i, seed=str(i), **how) for i, prompt in enumerate(prompts)]
+    batch, together = Batch(engine), []
+    for row in rows:
+        batch.add(row)
+        batch.step()
+        together.append(len(batch.running))
+    finish(batch)
+    assert max(together) == 3
+    for i, prompt in enumerate(prompts):
+        (alone,) = engine.generate_batch([prompt], max_new_tokens=4 + 3 * i, seed=i, keys=[i], **how)
+        again = engine.row(prompt, max_new_tokens=4 + 3 * i, seed=str(i), **how)
+        finish(Batch(engine, [again]))
+        assert rows[i].tokens == again.tokens
+        assert len(alone) == len(again.tokens)
+
+
+def test_rows_of_a_batch_may_be_drawn_differently():
+    engine = Engine(random_model(), TOKENIZER)
+    engine.stop_ids = set()
+    prompt = random_prompts(TOKENIZER, [12])[0]
+    kinds = [(0.0, None), (1.0, None), (1.0, 5), (0.0, None), (0.7, 5)]
+    rows = [engine.row(prompt, max_new_tokens=15, temperature=t, top_k=k, seed="x") for t, k in kinds]
+    finish(Batch(engine, rows))
+    for (temperature, top_k), row in zip(kinds, rows, strict=True):
+        alone = engine.row(prompt, max_new_tokens=15, temperature=temperature, top_k=top_k, seed="x")
+        finish(Batch(engine, [alone]))
+        assert row.tokens == alone.tokens
+
+
+def test_a_row_that_nobody_wants_leaves_and_the_others_go_on():
+    engine = Engine(random_model(), TOKENIZER, max_rows=2)
+    engine.stop_ids = set()
+    rows = [
+        engine.row(prompt, max_new_tokens=10, temperature=0.0, top_k=None, seed=0)
+        for prompt in random_prompts(TOKENIZER, [5, 9, 7])
+    ]
+    expected = engine.generate_batch([row.prompt for row in rows], max_new_tokens=10)
+    batch = Batch(engine, rows)
+    for _ in range(3):
+        batch.step()
+    batch.drop(rows[0])
+    finish(batch)
+    assert rows[0].tokens == expected[0][:3]
+    assert [row.tokens for row in rows[1:]] == expected[1:]
+
+
+def test_equal_prompts_are_read_once(monkeypatch):
+    model = random_model()
+    engine = Engine(model, TOKENIZER)
+    read = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda idx, cache: read.append(idx.numel()) or hidden(idx, cache))
+    prompt, other = random_prompts(TOKENIZER, [20, 7])
+    answers = engine.generate_batch([prompt] * 5 + [other], max_new_tokens=4, temperature=1.0)
+    assert read[0] == 27
+    assert len(set(map(tuple, answers))) > 3
+    assert answers[0] == engine.generate_batch([prompt], max_new_tokens=4, temperature=1.0)[0]
+
+
+def test_the_cache_takes_no_more_memory_than_it_may():
+    model = random_model()
+    prompts = random_prompts(TOKENIZER, [60, 3, 8, 4, 30, 5, 6])
+    engine = Engine(model, TOKENIZER)
+    engine.stop_ids = set()
+    expected = engine.generate_batch(prompts, max_new_tokens=5)
+    engine.cache_bytes = 2 * 64 * engine.token_bytes  # two rows of the longest
+    batch = Batch(engine, [engine.row(prompt, max_new_tokens=5, temperature=0.0, top_k=None, seed=0) for prompt in prompts])
+    rows, most = list(batch.waiting), 0
+    while batch:
+        batch.step()
+        most = max(most, batch.cache.k.nbytes + batch.cache.v.nbytes)
+    assert [row.tokens for row in rows] == expected
+    assert 0 < most <= engine.cache_bytes
+
+
+def test_a_share_of_what_is_done_is_told_before_each_step():
+    engine = Engine(random_model(), TOKENIZER)
+    engine.stop_ids = set()
+    told = []
+    engine.generate_batch(random_prompts(TOKENIZER, [4, 9]), max_new_tokens=6, poll=told.append)
+    assert told == [0.0] * 6
+
+
+def test_a_poll_that_raises_ends_the_generation():
+    engine = Engine(random_model(), TOKENIZER)
+
+    def stop(share):
+        raise KeyError("asked to stop")
+
+    with pytest.raises(KeyError):
+        engine.generate_batch(random_prompts(TOKENIZER, [4]), max_new_tokens=6, poll=stop)

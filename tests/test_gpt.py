@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nanochat import gpt
-from nanochat.engine import KVCache
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, naive_attention, sdpa_attention
+from nanochat.kv_cache import KVCache
 from nanochat.tracing.lines import Line, LineRecorder, Statement, read_source
 
 # a different size for every letter, so that no comment can be right by accident
@@ -143,8 +143,10 @@ def shapes_seen(model: GPT) -> dict[int, tuple[int, ...]]:
             seen[line.line] = tuple(next(iter(line.values.values())).shape)
 
     cache = KVCache(model.config, len(IDS), 7, torch.float32, "cpu")
-    model(IDS[:, :2], cache)  # so that there are more keys (S) than queries (T)
+    model(IDS[:, :2], cache)
+    cache.advance(2)  # so that there are more keys (S) than queries (T)
     with LineRecorder([GPT_FILE], note):
+        model(IDS)
         model(IDS, cache)
     return seen
 

@@ -16,11 +16,12 @@ LAYERS = [
     PLAIN,
     {"distributed", "determinism", "agreement", "jobs.torchrun"},
     {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
-     "sandbox", "checkpoint", "tensor_file", "tiny_world", "core_bundle", "batching", "jobs.machine_check", "concepts"},
+     "sandbox", "confined", "checkpoint", "tensor_file", "tiny_world", "core_bundle", "core_tokens", "batching", "inference",
+     "kv_cache", "jobs.machine_check", "concepts", "gpt2", "gpt2_tokenizer"},
     {"dataloader", "engine", "tasks", "conversations", "dialogue"},
     {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight", "classroom"},
     {"reports", "component_map", "tracing"},
-    {"chat", "terminal", "serve", "serving", "trace", "compare"},
+    {"chat", "terminal", "serve", "serving", "trace", "compare", "yardstick"},
 ]  # fmt: skip
 RANK = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 LIBRARY = sorted((ROOT / "nanochat").rglob("*.py"))

@@ -168,7 +168,7 @@ def self_attention(config: GPTConfig) -> Concept:
             at(forward, code="q = self.c_q(x).view(B, T, self.n_head, self.head_dim)"),
             at(forward, code="k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)"),
             at(forward, code="v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)"),
-            at(forward, code="self.attend(q, k, v, visible)"),
+            at(forward, code="self.attend(q, k, v, None)"),
             *kernel,
             at("gpt.naive_attention", code="q @ k.transpose(2, 3) / math.sqrt(q.size(3))"),
             at("gpt.naive_attention", code="scores.softmax(dim=3).to(v.dtype)"),
@@ -232,10 +232,10 @@ def causal_mask(config: GPTConfig) -> Concept:
         equation=r"M_{ts} = 0 \text{ for } s \le t, \quad M_{ts} = -\infty \text{ for } s > t",
         places=(
             *(naive if config.attention == "naive" else fused),
-            at("gpt.CausalSelfAttention.forward", code="visible = None"),
+            at("gpt.CausalSelfAttention.forward", code="self.attend(q, k, v, None)"),
             at(
-                "gpt.CausalSelfAttention.forward",
-                code="torch.arange(k.size(2), device=x.device) <= positions[:, None, :, None]",
+                "kv_cache.KVCache.positions",
+                code="torch.arange(end, device=device) <= self._positions[:, None, :, None]",
             ),
             *(() if config.attention == "naive" else naive),
         ),
@@ -288,9 +288,9 @@ def residual_connection(config: GPTConfig) -> Concept:
         r"x \leftarrow x + \mathrm{MLP}(\mathrm{norm}_2(x))",
         places=(
             at("gpt.Block.forward"),
-            at("gpt.Block.forward", code="x + self.attn(self.ln_1(x), rotation, cache, positions)"),
+            at("gpt.Block.forward", code="x + self.attn(self.ln_1(x), rotation, cache)"),
             at("gpt.Block.forward", code="x + self.mlp(self.ln_2(x))"),
-            at("gpt.GPT.hidden", code="x = block(x, rotation, cache, positions)"),
+            at("gpt.GPT.hidden", code="x = block(x, rotation, cache)"),
             at("gpt.nanochat_init" if config.init == "nanochat" else "gpt.gpt2_init"),
         ),
         change="More or fewer blocks add to the same stream; the other init begins them differently. The trace shows how the "
@@ -361,7 +361,7 @@ def softmax(config: GPTConfig) -> Concept:
             at("engine.choose", code="logits.argmax(dim=1).tolist()"),
             at("engine.choose"),
             at("engine.Engine.complete"),
-            at("engine.KVCache"),
+            at("kv_cache.KVCache"),
         ),
         change="A higher temperature flattens the probabilities; top_k leaves out all but the k likeliest tokens.",
         edits={"chat_eval.temperature": 1.0, "chat_eval.top_k": 10},
