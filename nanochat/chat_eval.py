@@ -107,7 +107,7 @@ def evaluate_chat(
     engine = Engine(model, tokenizer)
     num_items = {name: count_items(name, task, max_per_task) for name, task in tasks.items()}
     indices = {name: range(parts.ranks.rank, count, parts.ranks.world_size) for name, count in num_items.items()}
-    questions = read_questions(engine, tasks, indices, sampling.max_new_tokens)
+    questions = read_questions(tokenizer, tasks, indices, limit=engine.limit, max_new_tokens=sampling.max_new_tokens)
     parts.expect(weigh(tasks, questions, num_items, sampling))
     results, answers = {}, []
     for number, (name, task) in enumerate(tasks.items(), start=1):
@@ -202,9 +202,17 @@ def summarise(task: Task, rows: list[dict]) -> dict:
 
 
 def read_questions(
-    engine: Engine, tasks: Mapping[str, Task], indices: Mapping[str, Sequence[int]], max_new_tokens: int
+    tokenizer: Tokenizer,
+    tasks: Mapping[str, Task],
+    indices: Mapping[str, Sequence[int]],
+    *,
+    limit: int,
+    max_new_tokens: int,
 ) -> dict[str, list[Question]]:
-    """All questions as tokens. UserError names the first of those that cannot be read, and counts them all."""
+    """All questions as tokens, for a model that reads `limit` of them.
+
+    UserError names the first of those that cannot be read, and counts them all.
+    """
     questions: dict[str, list[Question]] = {name: [] for name in tasks}
     problems: list[str] = []
     for name, task in tasks.items():
@@ -213,9 +221,10 @@ def read_questions(
         for index in indices[name]:
             try:
                 conversation = task[index]
-                tokens, was_cropped = render(engine, conversation, room=0 if task.kind == "choice" else max_new_tokens)
+                room = 0 if task.kind == "choice" else max_new_tokens
+                tokens, was_cropped = render(tokenizer, conversation, limit=limit, room=room)
                 letters = conversation["letters"] if task.kind == "choice" else []
-                allowed = [letter_id(engine.tokenizer, letter, letter_ids) for letter in letters]
+                allowed = [letter_id(tokenizer, letter, letter_ids) for letter in letters]
                 questions[name].append(Question(index, tokens, was_cropped, allowed))
             except UserError as error:
                 found.append(f"{name}, item {index}: {error}")
@@ -223,18 +232,19 @@ def read_questions(
         if len(found) > TOLD_PROBLEMS:
             problems.append(f"{name}: {len(found)} of {len(indices[name])} items in all cannot be read")
     if problems:
-        raise UserError("nothing was evaluated, because of questions that cannot be read:\n  " + "\n  ".join(problems))
+        told = "\n  ".join(problems)
+        raise UserError(f"the chat tasks have questions that cannot be read, so nothing is evaluated:\n  {told}")
     return questions
 
 
-def render(engine: Engine, conversation: dict, *, room: int) -> tuple[list[int], bool]:
+def render(tokenizer: Tokenizer, conversation: dict, *, limit: int, room: int) -> tuple[list[int], bool]:
     """The tokens up to where the answer begins, and whether they had to be cropped to leave `room` for it.
 
     A conversation longer than the model can read keeps <|bos|> and its end, where the question is. The prompt gives up
     half of the model's positions at most.
     """
-    tokens = engine.tokenizer.render_prompt(conversation)
-    most = max(engine.limit - room, engine.limit // 2)
+    tokens = tokenizer.render_prompt(conversation)
+    most = max(limit - room, limit // 2)
     if len(tokens) <= most:
         return tokens, False
     return [tokens[0], *tokens[len(tokens) - most + 1 :]], True

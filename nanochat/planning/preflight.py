@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from nanochat import core_tokens, tasks
-from nanochat.chat_eval import letter_id
+from nanochat.batching import context_limit
+from nanochat.chat_eval import count_items, read_questions
 from nanochat.conversations import build_mixture
 from nanochat.dataloader import Loader, open_rows
 from nanochat.engine import Engine
@@ -24,7 +25,7 @@ from nanochat.tokenizer import Tokenizer
 
 log = logging.getLogger("nanochat")
 
-SAMPLED = 8  # items of a task from which its size is estimated, spread over it
+SAMPLED = 8  # answers of a task from which their size is estimated, spread over it
 PROBE = "The quick brown fox: 12 + 30 = 42.\n"
 
 
@@ -80,30 +81,31 @@ def open_core(artefact: Artefact, *, vocab_size: int) -> dict[str, int]:
 
 
 def open_chat_tasks(
-    specification: Mapping[str, Any], files: Mapping[str, Path], tokenizer: Tokenizer
+    specification: Mapping[str, Any], files: Mapping[str, Path], tokenizer: Tokenizer, *, model: Mapping[str, Any]
 ) -> dict[str, tuple[int, float, float]]:
-    """Task -> items, tokens of a question, tokens of a reference answer (0 where a letter is the answer)."""
+    """Task -> items, tokens of a question, tokens of a reference answer (0 where a letter is the answer).
+
+    Every question is read, of the answers a few.
+    """
     if "humaneval" in specification["tasks"]:
         look_at_sandbox(specification["sandbox"])
+    rows = {"spelling_bee": specification["spelling_items"]}  # made, not read, so somebody must say how many
+    chosen = {name: tasks.build(name, split="test", files=files, rows=rows.get(name)) for name in specification["tasks"]}
+    indices = {name: range(count_items(name, task, None)) for name, task in chosen.items()}
+    limit = context_limit(GPTConfig(**model))
+    questions = read_questions(tokenizer, chosen, indices, limit=limit, max_new_tokens=0)
     found = {}
-    letters: dict[str, int] = {}
-    for name in specification["tasks"]:
-        rows = specification["spelling_items"] if name == "spelling_bee" else None
-        task = tasks.build(name, split="test", files=files, rows=rows)
-        if len(task) < 1:
-            raise UserError(f"chat task {name}: has no items")
-        questions, answers = [], []
-        for conversation in (task[index] for index in spread(len(task))):
-            prompt = len(tokenizer.render_prompt(conversation))
-            questions.append(prompt)
-            if task.kind == "choice":
-                for letter in conversation["letters"]:
-                    letter_id(tokenizer, letter, letters)
-                answers.append(0)
-            else:
-                answers.append(max(1, len(tokenizer.render_conversation(conversation)[0]) - prompt))
-        found[name] = (len(task), sum(questions) / len(questions), sum(answers) / len(answers))
+    for name, task in chosen.items():
+        size = sum(len(question.tokens) for question in questions[name]) / len(task)
+        found[name] = (len(task), size, 0 if task.kind == "choice" else answer_tokens(tokenizer, task))
     return found
+
+
+def answer_tokens(tokenizer: Tokenizer, task: tasks.Task) -> float:
+    """Of a reference answer; about, from a few of them."""
+    some = [task[index] for index in spread(len(task))]
+    lengths = [len(tokenizer.render_conversation(one)[0]) - len(tokenizer.render_prompt(one)) for one in some]
+    return sum(max(1, length) for length in lengths) / len(lengths)
 
 
 def look_at_sandbox(tier: str) -> None:

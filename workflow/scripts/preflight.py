@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, stage: Stage, tokens: dict[str, Path], data: d
         opened[f"{name}: conversations"] = preflight.open_mixture(mixture, files | own_files, tokenizer)
     work: dict[str, Any] = {}
     if chat := specification["chat"]:
-        work["chat"] = preflight.open_chat_tasks(chat, files, tokenizer)
+        work["chat"] = preflight.open_chat_tasks(chat, files, tokenizer, model=model)
         opened["chat tasks"] = {name: items for name, (items, _, _) in work["chat"].items()}
     for name, found in opened.items():
         log.info(f"preflight  {name}: " + ", ".join(f"{key} {number:,}" for key, number in found.items()))
