@@ -70,9 +70,7 @@ def tell(engine: Engine, name: str, lengths: list[int], batches: list[int], numb
         line = f"  batch {batch:3}: {step * 1e3:7.2f} ms a step, {batch / step:7,.1f} tokens/s"
         if batch == 1:
             read = weights + (PROMPT + NEW / 2) * engine.token_bytes
-            line += (
-                f"; {bandwidth / 1e9:.1f} GB/s allow {bandwidth / read:,.1f}: {read / bandwidth / step:.0%} of it"
-            )
+            line += f"; {bandwidth / 1e9:.1f} GB/s allow {bandwidth / read:,.1f}: {read / bandwidth / step:.0%} of it"
         print(line, flush=True)
 
 
