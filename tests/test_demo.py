@@ -9,6 +9,7 @@ from project import Project
 
 from nanochat.checkpoint import load_model
 from nanochat.core_eval import evaluate_core
+from nanochat.core_tokens import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +55,8 @@ def test_choices_by_likelihood(demo):
 
 def test_choices_by_likelihood_after_sft(demo):
     model, tokenizer = load_model(demo.folder / "results/tiny/sft")
-    results, _ = evaluate_core(model, tokenizer, demo.folder / "resources/tiny_world/eval_bundle.zip")
+    bundle = demo.folder / "resources/tiny_world/eval_bundle.zip"
+    results, _ = evaluate_core(model, tokenizer, prepare(bundle, tokenizer))
     assert choices(results["tasks"]) >= 0.70
 
 

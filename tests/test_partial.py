@@ -240,6 +240,8 @@ CHAT_EVAL = {
     "spelling_items": 5,
     "max_per_task": None,
     "max_new_tokens": 4,
+    "num_samples": 1,
+    "sandbox": "closed",
     "temperature": 0.0,
     "top_k": 50,
     "seed": 1,

@@ -287,7 +287,7 @@ def test_the_residual_stream_is_followed_through_both_halves_of_every_block(trac
     with torch.no_grad():
         ids = ids_of(trace)
         x = model.embed(ids, torch.arange(ids.size(1))[None])
-        after = model.blocks[0](x, None, None, None)
+        after = model.blocks[0](x, None, None)
     assert trace["residual"][0]["rms"] == pytest.approx(x[0].square().mean(dim=1).sqrt().tolist(), rel=1e-3)
     assert trace["residual"][2]["rms"] == pytest.approx(after[0].square().mean(dim=1).sqrt().tolist(), rel=1e-3)
 

@@ -235,8 +235,8 @@ def trace(specification: dict) -> Job:
 
 BASE_EVAL = {"eval_tokens": 512, "samples": ["The"], "sample_tokens": 2, "seed": 1}
 CHAT_EVAL = {
-    **{"tasks": ["spelling_bee"], "spelling_items": 2, "max_per_task": None, "max_new_tokens": 2},
-    **{"temperature": 0.0, "top_k": 50, "seed": 1},
+    **{"tasks": ["spelling_bee"], "spelling_items": 2, "max_per_task": None, "max_new_tokens": 2, "num_samples": 1},
+    **{"temperature": 0.0, "top_k": 50, "seed": 1, "sandbox": "closed"},
 }
 
 
