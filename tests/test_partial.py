@@ -295,8 +295,8 @@ def test_an_evaluation_stopped_anywhere_and_started_again_publishes_the_same_byt
         assert published(folder) == expected
         assert not list(state.glob("part_*"))
         assert json.loads((state / "status.json").read_text())["state"] == "finished"
-    # bits per byte: two batches a split; CORE: one a task; spelling: one to write, and each of five answers to check
-    assert num_stopped == (2 * 2 + 3 if program == "base_eval" else 1 + 5)
+    # bits per byte: two batches a split; CORE: one a task; spelling: four tokens to write, and each of five answers to check
+    assert num_stopped == (2 * 2 + 3 if program == "base_eval" else 4 + 5)
 
 
 def test_what_is_published_came_from_the_parts(tmp_path, evaluate):
