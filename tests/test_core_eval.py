@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from bundles import CHOICES, ENTRIES, META, SCHEMAS, TEXT_ROWS, entry, jsonl, write_bundle
 from evaluating import StopsAt, on_ranks
 from small_models import random_model, small_tokenizer
 
@@ -171,52 +172,6 @@ def test_the_real_task_with_fewest_items_shows_all_its_examples(bundle):
 
 
 # -- a bundle made here ------------------------------------------------------------------------------------------------------
-
-CHOICES = [
-    {"query": "Is it red?", "choices": ["yes", "no"], "gold": 0},
-    {"query": "Is it blue?", "choices": ["yes", "no"], "gold": 1},
-    {"query": "Is it green?\u2028Look!", "choices": ["yes", "no"], "gold": 1},
-]
-SCHEMAS = [
-    {"context_options": ["The cat", "The hat"], "continuation": "purred.", "gold": 0},
-    {"context_options": ["The tin", "The pin"], "continuation": "rusted.", "gold": 1},
-]
-TEXT_ROWS = [
-    {"context": " One, two, ", "continuation": "three"},
-    {"context": "Red, green,", "continuation": "blue "},
-]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def entry(label, kind, *, shots=1, **more):
-    return {"label": label, "dataset_uri": f"a/{label}.jsonl", "num_fewshot": [shots], "icl_task_type": kind, **more}
-
-
-ENTRIES = [
-    entry("choices", "multiple_choice", shots=2, continuation_delimiter="\nAnswer: "),
-    entry("schemas", "schema"),
-    entry("texts", "language_modeling"),
-]
-META = "Eval Task,Task Category,Random baseline\nchoices,x,50\nschemas,x,50\ntexts,x,0\n"
-FILES = {
-    "core.yaml": yaml.safe_dump({"icl_tasks": ENTRIES}),
-    "eval_meta_data.csv": META,
-    "eval_data/a/choices.jsonl": jsonl(CHOICES),
-    "eval_data/a/schemas.jsonl": jsonl(SCHEMAS),
-    "eval_data/a/texts.jsonl": jsonl(TEXT_ROWS),
-}
-
-
-def write_bundle(folder, changes=None, root="eval_bundle/"):
-    path = folder / "bundle.zip"
-    with zipfile.ZipFile(path, "w") as bundle:
-        for name, content in {**FILES, **(changes or {})}.items():
-            if content is not None:
-                bundle.writestr(root + name, content)
-    return path
 
 
 @pytest.fixture
