@@ -68,7 +68,7 @@ class Engine:
         self.limit = context_limit(model.config)
         self.max_rows = max_rows
         self.cache_bytes = cache_bytes or default_cache_bytes(self.device)
-        # one query a row multiplies 2 to 5 times faster in fp32 on CPUs, bf16 conversions and all
+        # on CPUs, attention of one query a row is 1.6 to 5 times faster in fp32 than in bf16
         self.cache_dtype = torch.float32 if self.device.type == "cpu" else model.compute_dtype
         self.stop_ids = {tokenizer.bos_id, tokenizer.special_id("<|assistant_end|>")}
         self.python_start = tokenizer.special_id("<|python_start|>")
@@ -178,9 +178,11 @@ class Engine:
 class Batch:
     """Rows that are continued together. Those that are finished leave, and those that wait take their slots.
 
-    batch = Batch(engine, rows)
-    while batch:
-        batch.step()
+        batch = Batch(engine, rows)
+        while batch:
+            batch.step()
+
+    What a row says is in its `tokens`. Rows may be added and dropped between two steps.
     """
 
     def __init__(self, engine: Engine, rows: Sequence[Row] = ()):
@@ -241,7 +243,7 @@ class Batch:
         """Rows that wait take free slots, once there are enough; they are read in one pass and say their first token."""
         places = self.num_places()
         room = places - len(self.running)
-        if room < min(len(self.waiting), -(-places // REFILL)) or not self.waiting:
+        if not self.waiting or room < min(len(self.waiting), -(-places // REFILL)):
             return []
         rows = self.take(room)
         prompts: dict[tuple[int, ...], list[int]] = {}  # each is read once, however many rows it has
