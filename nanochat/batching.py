@@ -36,28 +36,46 @@ class Tree:
 
 
 class PackedTrees:
-    """The `Cache` of a pass over whole trees in one row: a token attends to those before it in its trunk and its branch."""
+    """The `Cache` of a pass over whole trees in one row: a token attends to those before it in its trunk and its branch.
 
-    def __init__(self, trees: Sequence[Tree], device: torch.device):
+    `wanted` names the tokens of the row whose hidden states are asked for, in order, each once; None: all.
+    """
+
+    def __init__(self, trees: Sequence[Tree], device: torch.device, wanted: np.ndarray | None = None):
         ends = list(accumulate(map(len, trees)))
         starts = [0, *ends[:-1]]
         forks = [start + len(tree.trunk) for start, tree in zip(starts, trees, strict=True)]
         self.spans = list(zip(starts, forks, ends, strict=True))
         self.visible = [branches_visible(tree).to(device) if tree.branches else None for tree in trees]
         self.places = torch.from_numpy(np.concatenate([positions_of(tree) for tree in trees])).to(device)[None]  # (1, N)
+        self.wanted = None if wanted is None else torch.from_numpy(wanted).to(device)
+        if wanted is not None:
+            asking = [wanted[(start <= wanted) & (wanted < end)] - start for start, _, end in self.spans]
+            self.visible_to_wanted = [visible_to(tree, some).to(device) for tree, some in zip(trees, asking, strict=True)]
 
     def positions(self, num_tokens: int) -> Tensor:
         """Where each token stands in its own sequence, (1, N)."""
         return self.places
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
-        """q (1, H, N, D), k and v (1, G, N, D) -> (1, H, N, D)"""
+        """q (1, H, N, D), or of the wanted tokens (1, H, W, D), k and v (1, G, N, D) -> as q"""
+        if q.size(2) < k.size(2):
+            return self.attend_wanted(q, k, v, attention)
         pieces = []
         for (start, fork, end), visible in zip(self.spans, self.visible, strict=True):
             trunk, whole, behind = slice(start, fork), slice(start, end), slice(fork, end)
             pieces.append(attention(q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], None))
             if visible is not None:
                 pieces.append(attention(q[:, :, behind], k[:, :, whole], v[:, :, whole], visible))
+        return torch.cat(pieces, dim=2)
+
+    def attend_wanted(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        asking = q.split([len(visible) for visible in self.visible_to_wanted], dim=2)
+        pieces = [
+            attention(some, k[:, :, start:end], v[:, :, start:end], visible)
+            for some, (start, _, end), visible in zip(asking, self.spans, self.visible_to_wanted, strict=True)
+            if some.size(2)
+        ]
         return torch.cat(pieces, dim=2)
 
 
@@ -74,6 +92,14 @@ def branches_visible(tree: Tree) -> Tensor:
     return torch.cat([torch.ones(sum(lengths), trunk, dtype=torch.bool), own], dim=1)
 
 
+def visible_to(tree: Tree, places: np.ndarray) -> Tensor:
+    """Which tokens of the tree (S) those at these places (W) see: those before them, of branches only their own; (W, S)."""
+    forks = np.cumsum([len(tree.trunk), *map(len, tree.branches)])  # where each branch begins, and the end
+    begins = np.concatenate([[0], forks])[np.searchsorted(forks, places, side="right")]  # of the part that each place is in
+    keys, places, begins = np.arange(len(tree)), places[:, None], begins[:, None]
+    return torch.from_numpy((keys <= places) & ((keys < len(tree.trunk)) | (keys >= begins)))
+
+
 def hidden_at(model: GPT, asked: Sequence[tuple[Sequence[Tree], np.ndarray]]) -> Tensor:
     """One forward pass over (trees, places): the model's hidden states at these places, counted over those trees: (N, C).
 
@@ -81,10 +107,11 @@ def hidden_at(model: GPT, asked: Sequence[tuple[Sequence[Tree], np.ndarray]]) ->
     """
     device = model.wte.weight.device
     trees = [tree for some, _ in asked for tree in some]
-    x = model.hidden(flat_tokens(trees, device), PackedTrees(trees, device))[0]  # (N, C)
     starts = accumulate((sum(map(len, some)) for some, _ in asked), initial=0)
     index = np.concatenate([places + start for (_, places), start in zip(asked, starts, strict=False)])
-    return x[torch.from_numpy(index).to(device)]  # (N, C)
+    wanted, order = np.unique(index, return_inverse=True)
+    x = model.hidden(flat_tokens(trees, device), PackedTrees(trees, device, wanted))[0]  # (W, C)
+    return x[torch.from_numpy(order).to(device)]  # (N, C)
 
 
 def flat_tokens(trees: Sequence[Tree], device: torch.device) -> Tensor:

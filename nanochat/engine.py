@@ -252,9 +252,9 @@ class Batch:
             self.slots[slot], self.cache.lengths[slot] = row, len(row.prompt)
         trees = [Tree(prompt) for prompt in prompts]
         prefill = Prefill(trees, self.cache, list(prompts.values()))
-        x = self.model.hidden(flat_tokens(trees, self.engine.device), prefill)[0]  # (N, C)
-        last = {prompt: end - 1 for prompt, (_, _, end) in zip(prompts, prefill.spans, strict=True)}
-        self.say(rows, x[[last[tuple(row.prompt)] for row in rows]])
+        x = self.model.hidden(flat_tokens(trees, self.engine.device), prefill)[0]  # (prompts, C)
+        number = {prompt: number for number, prompt in enumerate(prompts)}
+        self.say(rows, x[[number[tuple(row.prompt)] for row in rows]])
         return rows
 
     def num_places(self) -> int:

@@ -5,6 +5,7 @@ Letters in the shape comments: B rows, T new tokens a row, S keys, H heads, G he
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class KVCache:
     values; `advance` moves on. Behind a row's own length lie zeros or leftovers: no query sees a key behind its own position,
     and they are overwritten as the row grows.
     """
+
+    wanted: Tensor | None = None
 
     def __init__(self, config: GPTConfig, batch_size: int, capacity: int, dtype: torch.dtype, device: torch.device | str):
         shape = (config.n_layer, batch_size, capacity, config.n_kv_head, config.head_dim)  # a token's heads lie together
@@ -78,10 +81,13 @@ class KVCache:
 
 
 class Prefill(PackedTrees):
-    """The `Cache` of a pass over whole prompts, which also puts their keys and values into the slots of a `KVCache`."""
+    """The `Cache` of a pass over whole prompts, which also puts their keys and values into the slots of a `KVCache`.
+
+    Wanted is the last token of each: it says what comes next.
+    """
 
     def __init__(self, prompts: Sequence[Tree], cache: KVCache, slots: Sequence[Sequence[int]]):
-        super().__init__(prompts, cache.k.device)
+        super().__init__(prompts, cache.k.device, np.cumsum(list(map(len, prompts))) - 1)
         self.cache, self.slots = cache, slots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:

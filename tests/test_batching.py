@@ -5,7 +5,16 @@ import pytest
 import torch
 from small_models import PRESETS, random_model
 
-from nanochat.batching import PackedTrees, Tree, batches_by_tokens, branches_visible, flat_tokens, hidden_at, positions_of
+from nanochat.batching import (
+    PackedTrees,
+    Tree,
+    batches_by_tokens,
+    branches_visible,
+    flat_tokens,
+    hidden_at,
+    positions_of,
+    visible_to,
+)
 
 CPU = torch.device("cpu")
 
@@ -42,14 +51,28 @@ def test_a_tree_is_laid_out_as_told():
     assert branches_visible(tree).int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]
 
 
+def test_a_token_sees_what_stands_before_it_and_of_the_branches_only_its_own():
+    tree = Tree([5, 6, 7], ([8, 9], [8]))
+    everything = visible_to(tree, np.arange(6))
+    assert torch.equal(everything[:3, :3], torch.ones(3, 3).tril().bool()) and not everything[:3, 3:].any()
+    assert torch.equal(everything[3:], branches_visible(tree))
+    assert torch.equal(visible_to(tree, np.array([1, 5])), everything[[1, 5]])
+
+
+@pytest.mark.parametrize("sizes", PRESETS.values(), ids=PRESETS)
 @torch.inference_mode()
-def test_hidden_states_come_in_the_order_asked_for():
-    model = random_model()
+def test_hidden_states_come_in_the_order_asked_for(sizes):
+    model = random_model(**sizes)
     rng = np.random.default_rng(1)
     one, two, three = random_tree(rng, 4, 3), random_tree(rng, 6), random_tree(rng, 2)
-    found = hidden_at(model, [((one,), np.array([5, 0])), ((two, three), np.array([7, 5]))])
     packed = model.hidden(flat_tokens([one, two, three], CPU), PackedTrees([one, two, three], CPU))[0]
-    torch.testing.assert_close(found, packed[[5, 0, 14, 12]])
+    for one_is, others_are, places in [
+        ([5, 0], [7, 5], [5, 0, 14, 12]),
+        ([5, 5], [0], [5, 5, 7]),  # a token that is asked for twice, a tree of which none is
+        ([*range(7)], [*range(8)], [*range(15)]),
+    ]:
+        found = hidden_at(model, [((one,), np.array(one_is)), ((two, three), np.array(others_are))])
+        torch.testing.assert_close(found, packed[places], atol=1e-5, rtol=1e-5)
 
 
 def test_batches_hold_no_more_tokens_than_told_unless_one_sequence_does():

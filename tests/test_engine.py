@@ -11,7 +11,7 @@ from torch import nn
 from nanochat.batching import Tree, flat_tokens
 from nanochat.engine import Batch, Engine, choose
 from nanochat.errors import UserError
-from nanochat.gpt import GPTConfig
+from nanochat.gpt import GPTConfig, at
 from nanochat.kv_cache import KVCache, Prefill
 
 TOKENIZER = small_tokenizer()
@@ -197,7 +197,7 @@ class ScriptedModel(nn.Module):
 
     def hidden(self, idx, cache):
         positions = cache.positions(idx.size(1))
-        return nn.functional.one_hot(self.script[positions + 1], 300).float()
+        return at(nn.functional.one_hot(self.script[positions + 1], 300).float(), cache.wanted)
 
     def logits(self, hidden):
         return hidden

@@ -93,7 +93,7 @@ def rotary_positions(config: GPTConfig) -> Concept:
             at("gpt.RotaryEmbedding"),
             at("gpt.RotaryEmbedding.__init__", assigns="frequency"),
             at("gpt.GPT.hidden", assigns="rotation"),
-            at("gpt.CausalSelfAttention.forward", code="rotate(q, *rotation)"),
+            at("gpt.CausalSelfAttention.forward", code="rotate(q, *(at(angles, wanted) for angles in rotation))"),
             at("gpt.CausalSelfAttention.forward", code="rotate(k, *rotation)"),
         ),
         change="With learned, a table wpe of T rows appears, as in GPT-2. Another rope_base turns faster or slower.",
@@ -165,7 +165,7 @@ def self_attention(config: GPTConfig) -> Concept:
         r"y = W_O [\mathrm{head}_1, \dots, \mathrm{head}_H], \quad q = W_Q x, \quad k = W_K x, \quad v = W_V x",
         places=(
             at(forward),
-            at(forward, code="q = self.c_q(x).view(B, T, self.n_head, self.head_dim)"),
+            at(forward, code="q = self.c_q(at(x, wanted)).view(B, -1, self.n_head, self.head_dim)"),
             at(forward, code="k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)"),
             at(forward, code="v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)"),
             at(forward, code="self.attend(q, k, v, None)"),
@@ -173,7 +173,7 @@ def self_attention(config: GPTConfig) -> Concept:
             at("gpt.naive_attention", code="q @ k.transpose(2, 3) / math.sqrt(q.size(3))"),
             at("gpt.naive_attention", code="scores.softmax(dim=3).to(v.dtype)"),
             at("gpt.naive_attention", code="weights @ v"),
-            at(forward, code="y.transpose(1, 2).reshape(B, T, C)"),
+            at(forward, code="y.transpose(1, 2).reshape(B, -1, C)"),
             at(forward, code="self.c_proj(y)"),
         ),
         change="The heads share the width: the more there are, the narrower is each, and the more patterns there are "
@@ -288,7 +288,7 @@ def residual_connection(config: GPTConfig) -> Concept:
         r"x \leftarrow x + \mathrm{MLP}(\mathrm{norm}_2(x))",
         places=(
             at("gpt.Block.forward"),
-            at("gpt.Block.forward", code="x + self.attn(self.ln_1(x), rotation, cache)"),
+            at("gpt.Block.forward", code="at(x, wanted) + self.attn(self.ln_1(x), rotation, cache, wanted)"),
             at("gpt.Block.forward", code="x + self.mlp(self.ln_2(x))"),
             at("gpt.GPT.hidden", code="x = block(x, rotation, cache)"),
             at("gpt.nanochat_init" if config.init == "nanochat" else "gpt.gpt2_init"),
