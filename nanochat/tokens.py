@@ -4,8 +4,11 @@ A row file is `.npy`, uint16, (rows, T+1); a mask file is `.npy`, uint8, of the 
 Both are written a block at a time, so memory does not grow with the data.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +16,13 @@ from types import TracebackType
 import numpy as np
 from numpy.lib import format as npy
 
+from nanochat.cuts import batches
 from nanochat.dataset import DocumentStatistics, read_documents
 from nanochat.errors import UserError
 from nanochat.messages import Conversation
 from nanochat.packing import ConversationStatistics, PackingStatistics, pack_conversations, pack_documents
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import BATCH_CHARACTERS, Tokenizer
 
-BATCH_CHARACTERS = 4_000_000
 BATCH_CONVERSATIONS = 2_048
 
 
@@ -84,9 +87,19 @@ def tokenize_conversations(
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer, *, num_threads: int = 1) -> Iterator[np.ndarray]:
-    """uint16 token ids of each document, starting with <|bos|>, in the order given."""
-    for batch in _batches(documents):
-        yield from tokenizer.encode_batch(batch, num_threads=num_threads, bos=True)
+    """uint16 token ids of each document, starting with <|bos|>, in the order given.
+
+    Threads encode while the caller packs and writes what is done; one batch more than there are threads is in memory.
+    """
+    encode = partial(tokenizer.encode_batch, bos=True)
+    encoding: deque[Future[list[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for batch in batches(documents, BATCH_CHARACTERS):
+            encoding.append(pool.submit(encode, batch))
+            if len(encoding) > num_threads:
+                yield from encoding.popleft().result()
+        while encoding:
+            yield from encoding.popleft().result()
 
 
 class RowWriter:
@@ -126,20 +139,6 @@ class RowWriter:
         shape = (self.num_rows, self.row_len)
         header = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
         npy.write_array_header_1_0(self._file, header)
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Batches by characters: a thousand short documents, or one long one."""
-    batch: list[str] = []
-    num_characters = 0
-    for document in documents:
-        batch.append(document)
-        num_characters += len(document)
-        if num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
 
 
 def _render(

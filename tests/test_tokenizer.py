@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from functools import cache
 
 import numpy as np
@@ -212,6 +213,65 @@ def test_a_batch_equals_one_at_a_time_in_order(tokenizer, num_threads):
     assert all(ids.dtype == np.uint16 for ids in batch)
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text, bos=True) for text in texts]
     assert tokenizer.encode_batch([], num_threads=num_threads) == []
+
+
+def plain(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.encode(text, bos=True) for text in texts]
+
+
+def test_a_batch_of_hostile_texts_equals_one_at_a_time(tokenizer):
+    texts = [*HOSTILE.values(), TEXT, "lone \ud83d", "", "面積" * 9_000, *HOSTILE.values()]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts, bos=True)] == plain(tokenizer, texts)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(st.one_of(st.characters(exclude_categories=[]), st.sampled_from("ab an'12 \n\r\t!.")), max_size=40)))
+def test_a_batch_of_any_texts_equals_one_at_a_time(texts):
+    _, trained = reference_and_trained()
+    assert [ids.tolist() for ids in trained.encode_batch(texts, bos=True)] == plain(trained, texts)
+
+
+def test_a_batch_of_real_text_equals_one_at_a_time(real_text, monkeypatch):
+    trained = Tokenizer.train(real_text, 2_000)
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 5_000)
+    assert [ids.tolist() for ids in trained.encode_batch(real_text, num_threads=2, bos=True)] == plain(trained, real_text)
+
+
+def test_a_batch_with_the_separator_of_words_written_out_equals_one_at_a_time(tokenizer):
+    texts = [TEXT, "a<|bos|>b", "<|bos|>", "<|bos|", "|bos|>", "<|", "<|user_start|><|bos|"]
+    batch = tokenizer.encode_batch(texts, bos=True)
+    assert [ids.tolist() for ids in batch] == plain(tokenizer, texts)
+    assert not any((ids[1:] >= tokenizer.bos_id).any() for ids in batch)
+
+
+def test_a_batch_with_another_pattern_equals_one_at_a_time():
+    """This one joins words that are cut apart: a vocabulary for the other pattern would not do for it."""
+    joining = Tokenizer([b"e ", b"e t", b"d."], pattern=r"[\s\S]+")
+    assert [ids.tolist() for ids in joining.encode_batch(["the the end."], bos=True)] == plain(joining, ["the the end."])
+    assert len(joining.encode("the the end.")) < len("the the end.") - 3
+
+
+def test_a_batch_encodes_each_different_word_once(tokenizer, monkeypatch):
+    encode_words, seen = tokenizer._encode_words, []
+    monkeypatch.setattr(tokenizer, "_encode_words", lambda words: seen.append(words.to_pylist()) or encode_words(words))
+    tokenizer.encode_batch(["one two one two"] * 1000)
+    (words,) = seen
+    assert sorted(words) == [b" one", b" two", b"one"]
+
+
+def test_a_huge_text_takes_no_more_memory_in_a_batch(tokenizer):
+    text, peaks = "a b " * (module.HUGE_BATCH // 4 + 1), []
+    for encode in (tokenizer.encode_array, lambda text: tokenizer.encode_batch([text])[0]):
+        tracemalloc.start()
+        encode(text)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_text_of_a_batch_keeps_nothing_of_the_others_in_memory(tokenizer):
+    for ids in tokenizer.encode_batch(["a", "the quick brown fox " * 100], bos=True):
+        assert ids.base is None
 
 
 def test_token_bytes_count_the_bytes_of_any_text(tokenizer):

@@ -8,8 +8,9 @@ import pytest
 from nanochat.dataloader import Loader, PackedRows
 from nanochat.dataset import iterate_training_text, read_documents
 from nanochat.errors import UserError
+from nanochat.packing import pack_documents
 from nanochat.tokenizer import Tokenizer
-from nanochat.tokens import RowWriter, tokenize_conversations, tokenize_shard
+from nanochat.tokens import RowWriter, encode_documents, tokenize_conversations, tokenize_shard
 
 WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps for a very long time "
 
@@ -42,6 +43,44 @@ def test_the_same_bytes_for_any_number_of_threads(shard, tokenizer, tmp_path):
     for threads in (1, 2, 5):
         tokenize_shard(shard, tmp_path / f"{threads}.npy", tokenizer, sequence_len=64, num_threads=threads)
     assert len({(tmp_path / f"{threads}.npy").read_bytes() for threads in (1, 2, 5)}) == 1
+
+
+def test_rows_of_a_real_shard_are_the_bytes_of_encoding_document_by_document(shared_data, tmp_path, monkeypatch):
+    """Rows that exist keep their manifests, however encoding is made faster."""
+    path = shared_data / "base_data" / "shard_00006.parquet"
+    documents = list(read_documents(path))[:600]
+    pq.write_table(pa.table({"text": documents}), tmp_path / "shard.parquet")
+    tokenizer = Tokenizer.train(documents[:200], 1024)
+    monkeypatch.setattr("nanochat.tokens.BATCH_CHARACTERS", 300_000)
+    tokenize_shard(tmp_path / "shard.parquet", tmp_path / "rows.npy", tokenizer, sequence_len=512, num_threads=2)
+    ids = [np.array([tokenizer.bos_id, *tokenizer.encode(document)], np.uint16) for document in documents]
+    blocks = pack_documents(ids, sequence_len=512, bos_id=tokenizer.bos_id)
+    np.save(tmp_path / "plain.npy", np.concatenate(list(blocks)))
+    assert (tmp_path / "rows.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+def test_documents_are_read_as_they_are_encoded(tokenizer, monkeypatch):
+    """So that memory does not grow with the shard: one batch more than there are threads."""
+    monkeypatch.setattr("nanochat.tokens.BATCH_CHARACTERS", 1_000)
+    read = 0
+
+    def documents():
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield "x" * 1_000
+
+    encoded = encode_documents(documents(), tokenizer, num_threads=2)
+    for number in range(1, 101):
+        assert len(next(encoded)) > 1 and read <= number + 2
+    assert next(encoded, None) is None
+
+
+def test_an_error_in_a_thread_is_raised_and_leaves_nothing(shard, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda texts, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tokenize_shard(shard, tmp_path / "rows.npy", tokenizer, sequence_len=64, num_threads=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard.parquet"]
 
 
 def test_a_shard_too_small_for_a_row_is_a_clear_error_and_leaves_nothing(shard, tokenizer, tmp_path):
