@@ -8,6 +8,7 @@ plain      nanochat's algorithm on the same model: an item a forward pass, its o
 nanochat   its own evaluation of a model of its own with the same depth and vocabulary, in a process of its own; the weights
            are others, so only times are compared
 
+Plain and ours run as a stage does on a CPU, with the memory settings of its launcher; nanochat with none, as it comes.
 Model and tokenizer are made here: random weights, a vocabulary learned from --text. Plain and ours take turns, task by task.
 """
 
@@ -33,6 +34,7 @@ from nanochat.dataset import read_documents
 from nanochat.distributed import choose_device, choose_dtype
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import make_ready
+from nanochat.planning.hardware import ON_CPUS
 from nanochat.tokenizer import Tokenizer
 
 TEXT_CHARACTERS = 8_000_000
@@ -51,6 +53,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--nanochat", type=Path, help="a checkout of karpathy/nanochat")
     args = parser.parse_args()
+    if not ON_CPUS.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ON_CPUS})
 
     device = choose_device(args.device)
     tokenizer = learn(args.text, args.vocab_size)
@@ -193,7 +197,8 @@ print(seconds)
 def nanochat_seconds(args: argparse.Namespace, tokenizer: Tokenizer, dtype: str) -> float:
     asked = [str(args.bundle.resolve()), args.depth, args.items, [token.hex() for token in tokenizer.tokens],
              tokenizer.pattern, args.tasks]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(args.nanochat.resolve()), "NANOCHAT_DTYPE": dtype}
+    environment = {key: value for key, value in os.environ.items() if key not in ON_CPUS}
+    environment |= {"PYTHONPATH": str(args.nanochat.resolve()), "NANOCHAT_DTYPE": dtype}
     done = subprocess.run([sys.executable, "-c", NANOCHAT], input=json.dumps(asked), cwd=args.nanochat, env=environment,
                           capture_output=True, text=True)  # fmt: skip
     if done.returncode:

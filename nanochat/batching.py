@@ -1,8 +1,8 @@
 """Sequences of different lengths in one forward pass, laid end to end: nothing is padded, and what they share is read once.
 
 A `Tree` is a sequence that may go on in several ways: a trunk, and branches that all continue it. Where an item's choices
-share a long prompt, the prompt is the trunk. Attention is the only part of the model in which tokens meet, so it alone must
-know where a sequence ends; all other parts see one row of tokens.
+share a long prompt, the prompt is the trunk. Tokens meet in attention alone, and in smear where a model has it, so only these
+must know where a sequence ends; all other parts see one row of tokens.
 
 Letters in the shape comments: N tokens of all sequences, C the model's width, H heads, G heads of keys and values, D width of a
 head, T tokens that ask, S keys.
@@ -14,9 +14,10 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.gpt import GPT, ROPE_TABLE_FACTOR, Attention, GPTConfig
+from nanochat.gpt import GPT, ROPE_TABLE_FACTOR, Attention, GPTConfig, windowed
 
 Tokens = Sequence[int] | np.ndarray
 
@@ -46,7 +47,9 @@ class PackedTrees:
         starts = [0, *ends[:-1]]
         forks = [start + len(tree.trunk) for start, tree in zip(starts, trees, strict=True)]
         self.spans = list(zip(starts, forks, ends, strict=True))
-        self.visible = [branches_visible(tree).to(device) if tree.branches else None for tree in trees]
+        self.trees = trees
+        self.visible: list[Tensor | None] = [branches_visible(tree).to(device) if tree.branches else None for tree in trees]
+        self.visible_near: dict[int, list[Tensor | None]] = {}  # through windows
         self.places = torch.from_numpy(np.concatenate([positions_of(tree) for tree in trees])).to(device)[None]  # (1, N)
         self.wanted = None if wanted is None else torch.from_numpy(wanted).to(device)
         if wanted is not None:
@@ -57,19 +60,42 @@ class PackedTrees:
         """Where each token stands in its own sequence, (1, N)."""
         return self.places
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
+        """Of embeddings (1, N, C) those of the token before each one, zeros where a sequence begins."""
+        before = np.concatenate(
+            [tokens_before(tree, start) for tree, (start, _, _) in zip(self.trees, self.spans, strict=True)]
+        )
+        return F.pad(x, (0, 0, 1, 0))[:, torch.from_numpy(before + 1).to(x.device)]  # (1, N, C)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention, window: int | None = None) -> Tensor:
         """q (1, H, N, D), or of the wanted tokens (1, H, W, D), k and v (1, G, N, D) -> as q"""
         if q.size(2) < k.size(2):
             return self.attend_wanted(q, k, v, attention)
         pieces = []
-        for (start, fork, end), visible in zip(self.spans, self.visible, strict=True):
+        for (start, fork, end), visible in zip(self.spans, self.visible_within(window), strict=True):
             trunk, whole, behind = slice(start, fork), slice(start, end), slice(fork, end)
-            pieces.append(attention(q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], None))
+            if window is None:
+                pieces.append(attention(q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], None))
+            else:
+                pieces.append(windowed(attention, q[:, :, trunk], k[:, :, trunk], v[:, :, trunk], window))
             if visible is not None:
                 pieces.append(attention(q[:, :, behind], k[:, :, whole], v[:, :, whole], visible))
         return torch.cat(pieces, dim=2)
 
+    def visible_within(self, window: int | None) -> list[Tensor | None]:
+        """What the branches of each tree see of it, (T, S); through a window, not what is further away."""
+        if window is None:
+            return self.visible
+        if window not in self.visible_near:
+            places = [self.places[0, start:end] for start, _, end in self.spans]
+            self.visible_near[window] = [
+                None if visible is None else visible & (place[-len(visible) :, None] - place <= window)
+                for place, visible in zip(places, self.visible, strict=True)
+            ]
+        return self.visible_near[window]
+
     def attend_wanted(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """What the wanted tokens find in the last block, which has no window."""
         asking = q.split([len(visible) for visible in self.visible_to_wanted], dim=2)
         pieces = [
             attention(some, k[:, :, start:end], v[:, :, start:end], visible)
@@ -83,6 +109,20 @@ def positions_of(tree: Tree) -> np.ndarray:
     """Trunk of 3, branches of 2 and 1  ->  0 1 2, 3 4, 3"""
     trunk = len(tree.trunk)
     return np.concatenate([np.arange(trunk), *(np.arange(trunk, trunk + len(branch)) for branch in tree.branches)])
+
+
+def tokens_before(tree: Tree, start: int) -> np.ndarray:
+    """Which token of the row stands before each of the tree's, which begin at `start`; -1 before the first of a sequence.
+
+    Trunk of 3, branches of 2 and 1, start 0  ->  -1 0 1, 2 3, 2
+    """
+    trunk = len(tree.trunk)
+    before = [np.arange(trunk) - 1]
+    for branch in tree.branches:
+        begin = sum(map(len, before))
+        before.append(np.array([trunk - 1, *range(begin, begin + len(branch) - 1)][: len(branch)], dtype=np.int64))
+    joined = np.concatenate(before)
+    return np.where(joined < 0, -1, joined + start)
 
 
 def branches_visible(tree: Tree) -> Tensor:

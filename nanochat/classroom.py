@@ -80,6 +80,7 @@ def train_small(
             loader,
             step=step,
             lr_scale=schedule.scale(step),
+            progress=step / steps,
             grad_clip=BaseTrain().grad_clip,
             numerics=numerics,
             ranks=Ranks(),

@@ -28,9 +28,9 @@ from nanochat.concepts.training import TRAINING
 from nanochat.dialogue import no_model_message
 from nanochat.errors import UserError
 from nanochat.manifest import MANIFEST, open_verified
-from nanochat.presets import PRESETS, nearest_preset
+from nanochat.presets import COMPONENTS, PRESETS, nearest_preset
 from nanochat.reports import components
-from nanochat.schedule import flops_per_token
+from nanochat.schedule import flops_per_token, tokens_attended
 from nanochat.sections import Settings
 from nanochat.strict_yaml import all_places
 
@@ -123,7 +123,7 @@ def flops_of(concepts: Iterable[Concept], model: GPT) -> dict[str, int]:
     from torch import nn
 
     matrices = {f"{name}.weight": part.weight for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    scores = 12 * model.config.n_layer * model.config.n_head * model.config.head_dim * model.config.sequence_len
+    scores = 12 * model.config.n_embd * sum(tokens_attended(model.config.as_dict()))
     flops = {}
     for concept in concepts:
         if concept.group == "model":
@@ -136,7 +136,7 @@ def parameter_rows(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]
     """Parameters that differ in the number of their block alone are one row: `blocks.*.mlp.c_fc.weight`."""
     rows: dict[tuple[str, tuple[int, ...]], int] = {}
     for name, shape in shapes.items():
-        pattern = re.sub(r"^blocks\.\d+\.", "blocks.*.", name)
+        pattern = re.sub(r"^(blocks|value_embeds)\.\d+\.", r"\1.*.", name)
         rows[pattern, shape] = rows.get((pattern, shape), 0) + 1
     return [
         {"name": name, "shape": list(shape), "copies": copies, "number": copies * prod(shape)}
@@ -184,7 +184,7 @@ def require_keys(concept: Concept, config: GPTConfig) -> None:
 
 
 def document() -> str:
-    """docs/component-map.md: both presets at the sizes of d20, side by side and then in full."""
+    """docs/component-map.md: all presets at the sizes of d20, side by side and then in full."""
     from nanochat.gpt import GPTConfig
 
     maps = {name: component_map(GPTConfig.preset(name)) for name in PRESETS}
@@ -223,7 +223,7 @@ def config_of(options: argparse.Namespace) -> GPTConfig:
     if options.model:
         return GPTConfig(**fields)
     preset = options.preset or "nanochat"
-    return GPTConfig.preset(preset, **{name: value for name, value in fields.items() if name not in PRESETS[preset]})
+    return GPTConfig.preset(preset, **{name: value for name, value in fields.items() if name not in COMPONENTS})
 
 
 def fields_of(folder: Path) -> dict[str, Any]:

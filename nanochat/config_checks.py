@@ -5,8 +5,8 @@ from pathlib import Path
 
 from nanochat.catalogue import Catalogue
 from nanochat.runs import Run
-from nanochat.sections import MAX_PROMPT_TOKENS, Finetune, Part, Training
-from nanochat.specifications import GENERATED_SPLITS, SPLITS, gpt_config, part_source, sources_needed
+from nanochat.sections import AUTO, MAX_PROMPT_TOKENS, BaseTrain, Finetune, Part, Training
+from nanochat.specifications import GENERATED_SPLITS, SPLITS, gpt_config, part_source, sources_needed, specify
 from nanochat.strict_yaml import Place, readable, suggest
 
 Problem = tuple[Place, str]  # the key it is told of, and the sentence that goes on after the key's name
@@ -21,6 +21,7 @@ def problems_in_run(run: Run, catalogue: Catalogue, root: Path) -> Iterator[Prob
     for stage in ("base_train", "mid_train", "sft"):
         if run.owns(stage):
             yield from schedule_problems(run, stage)
+            yield from optimizer_problems(run, stage)
     for stage in ("mid_train", "sft"):
         if run.owns(f"tokens/{stage}"):
             yield from mixture_problems(stage, getattr(run.settings, stage), catalogue, root)
@@ -90,6 +91,21 @@ def schedule_problems(run: Run, stage: str) -> Iterator[Problem]:
         yield (stage, "eval_tokens"), f"is {section.eval_tokens}, less than one row (tokens.sequence_len: {row})"
     if section.warmup_ratio + section.warmdown_ratio > 1:
         yield (stage, "warmup_ratio"), f"and {stage}.warmdown_ratio together are more than 1, the whole training"
+
+
+def optimizer_problems(run: Run, stage: str) -> Iterator[Problem]:
+    section: BaseTrain | Finetune = getattr(run.settings, stage)
+    parts = specify(run.settings, stage).get("optimizer", {})
+    start, end, steps = section.optimizer.momentum
+    if not (0 <= start < 1 and 0 <= end < 1 and steps >= 1 and steps == int(steps)):
+        yield (stage, "optimizer", "momentum"), "is a momentum from 0 to below 1, another one, and the steps between them"
+    if parts.get("groups") == "speedrun" and section.weight_decay:
+        yield (
+            (stage, "weight_decay"),
+            f"is {readable(section.weight_decay)}, and the groups `speedrun` have decays of their own; it must be 0",
+        )
+    if stage != "base_train" and section.optimizer.matrix_decay == AUTO:
+        yield (stage, "optimizer", "matrix_decay"), "is auto, and the dial is base_train's; give a number"
 
 
 def mixture_problems(stage: str, section: Finetune, catalogue: Catalogue, root: Path) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from nanochat.catalogue import CatalogueDocument
 from nanochat.runs import MADE_FROM, SECTIONS
-from nanochat.sections import RUN_TIME_KEYS, Components, Part, Section, Settings
+from nanochat.sections import RUN_TIME_KEYS, BaseTrain, Components, OptimizerParts, Part, Section, Settings
 from nanochat.strict_yaml import models_in, readable
 
 COMMAND = "python -m nanochat.config --write-docs"
@@ -148,6 +148,7 @@ def documentation() -> str:
         if name == "base_train":
             text += f"\n### base_train.model\n\n{first_sentence(Components)} The presets are in `nanochat/presets.py`.\n\n"
             text += table(Components)
+            text += f"\n### base_train.optimizer\n\n{first_sentence(OptimizerParts)}\n\n{table(OptimizerParts)}"
         if name == "mid_train":
             text += f"\n### Parts of a mixture\n\n{first_sentence(Part)}\n\n{table(Part)}"
     return text
@@ -185,6 +186,8 @@ def type_name(kinds: list[dict[str, Any]]) -> str:
 
 
 def one_type(kind: dict[str, Any]) -> str:
+    if "const" in kind:
+        return f"`{kind['const']}`"
     if "enum" in kind:
         return ", ".join(f"`{value}`" for value in kind["enum"])
     if "$ref" in kind:
@@ -217,7 +220,7 @@ def as_default(value: Any, model: type[BaseModel]) -> str:
     if isinstance(value, int | float):
         return f"`{readable(value)}`"
     if isinstance(value, Section):
-        return "none"
+        return "below" if isinstance(value, OptimizerParts) and model is BaseTrain else "none"
     if isinstance(value, list):
         return ", ".join(f"`{item}`" for item in value) or "none"
     return f"`{value}`"

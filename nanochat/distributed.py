@@ -57,6 +57,30 @@ class Ranks:
             for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
                 work.wait()
 
+    def share(self, length: int) -> slice:
+        """This rank's block of `length` things: all blocks are as long, rounded up, so the last may be short or empty."""
+        block = -(-length // self.world_size)
+        return slice(min(self.rank * block, length), min((self.rank + 1) * block, length))
+
+    def sum_shares(self, tensor: Tensor) -> Tensor:
+        """Of a tensor's sum over all ranks, this rank's `share` of its rows: (N, ...) -> (n, ...)."""
+        if self.world_size == 1:
+            return tensor
+        even = lengthened(tensor, -(-len(tensor) // self.world_size) * self.world_size)
+        own = tensor.new_empty(len(even) // self.world_size, *tensor.shape[1:])
+        dist.reduce_scatter_single(own, even)
+        rows = self.share(len(tensor))
+        return own[: rows.stop - rows.start]
+
+    def join_shares(self, own: Tensor, length: int) -> Tensor:
+        """Everybody's shares of `length` rows, one after the other, on every rank: (n, ...) -> (length, ...)."""
+        if self.world_size == 1:
+            return own
+        block = -(-length // self.world_size)
+        whole = own.new_empty(block * self.world_size, *own.shape[1:])
+        dist.all_gather_single(whole, lengthened(own, block))
+        return whole[:length]
+
     def sum_floats(self, *values: float) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         self.sum_([total])
@@ -81,6 +105,12 @@ class Ranks:
     def wait(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+def lengthened(tensor: Tensor, length: int) -> Tensor:
+    """With rows of zeros behind it, up to so many: (n, ...) -> (length, ...)."""
+    missing = length - len(tensor)
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()
 
 
 @contextmanager

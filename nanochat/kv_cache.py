@@ -28,6 +28,8 @@ class KVCache:
         self.config = config
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked out or not, NaN times 0 is NaN
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        # the embedding of the token read last, for the one after it
+        self.last = torch.zeros(batch_size, 1, config.n_embd if config.smear else 0, dtype=dtype, device=device)
         # on the host, which decides what is read next; a layer that asked a GPU for them would wait for it
         self.lengths = [0] * batch_size
         self._slots = torch.arange(batch_size, device=device)[:, None]  # (B, 1)
@@ -50,15 +52,35 @@ class KVCache:
         self._positions = starts + torch.arange(num_tokens, device=device)  # (B, T)
         # the same for all layers. A row may be shorter than the longest: what lies behind it is never visible
         self._visible = torch.arange(end, device=device) <= self._positions[:, None, :, None]  # (B, 1, T, S)
+        self._visible_near: dict[int, Tensor] = {}  # through windows
         return self._positions
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
+        """Of the new tokens' embeddings (B, T, C) those of the token before each one, zeros where a sequence begins."""
+        before = torch.cat([self.last.to(x.dtype), x], dim=1)[:, :-1]  # (B, T, C)
+        self.last = x[:, -1:].to(self.last.dtype)  # (B, 1, C)
+        return before.masked_fill((self._positions == 0)[:, :, None], 0)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention, window: int | None = None) -> Tensor:
         """Store the new keys and values (B, G, T, D) of a layer; what the queries (B, H, T, D) find among all, (B, H, T, D)."""
         self.k[layer][self._slots, self._positions] = k.transpose(1, 2).to(self.k.dtype)  # (B, T, G, D)
         self.v[layer][self._slots, self._positions] = v.transpose(1, 2).to(self.v.dtype)  # (B, T, G, D)
+        visible = self.visible_within(window)
         end = self._visible.size(3)
-        keys, values = (kept[layer, :, :end].transpose(1, 2) for kept in (self.k, self.v))  # (B, G, S, D)
-        return attention(q.to(keys.dtype), keys, values, self._visible).to(q.dtype)  # (B, H, T, D)
+        keys, values = (
+            kept[layer, :, end - visible.size(3) : end].transpose(1, 2) for kept in (self.k, self.v)
+        )  # (B, G, S, D)
+        return attention(q.to(keys.dtype), keys, values, visible).to(q.dtype)  # (B, H, T, D)
+
+    def visible_within(self, window: int | None) -> Tensor:
+        """What each query sees, (B, 1, T, S); through a window, of the last keys alone, from the first that any row sees on."""
+        if window is None:
+            return self._visible
+        if window not in self._visible_near:
+            first, end = max(0, min(self.lengths) - window), self._visible.size(3)
+            distance = self._positions[:, None, :, None] - torch.arange(first, end, device=self.k.device)
+            self._visible_near[window] = (distance >= 0) & (distance <= window)
+        return self._visible_near[window]
 
     def advance(self, num_tokens: int) -> None:
         """The tokens that were just read are kept."""
@@ -76,6 +98,7 @@ class KVCache:
         for new, old in enumerate(slots):
             other.k[:, new, :kept] = self.k[:, old, :kept]
             other.v[:, new, :kept] = self.v[:, old, :kept]
+            other.last[new] = self.last[old]
             other.lengths[new] = self.lengths[old]
         return other
 
@@ -90,8 +113,13 @@ class Prefill(PackedTrees):
         super().__init__(prompts, cache.k.device, np.cumsum(list(map(len, prompts))) - 1)
         self.cache, self.slots = cache, slots
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def before(self, x: Tensor) -> Tensor:
+        for (_, _, end), slots in zip(self.spans, self.slots, strict=True):
+            self.cache.last[slots] = x[:, end - 1].to(self.cache.last.dtype)
+        return super().before(x)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention, window: int | None = None) -> Tensor:
         for (start, _, end), slots in zip(self.spans, self.slots, strict=True):
             for slot in slots:
                 self.cache.put(layer, slot, k[0, :, start:end], v[0, :, start:end])
-        return super().attend(layer, q, k, v, attention)
+        return super().attend(layer, q, k, v, attention, window)

@@ -34,6 +34,50 @@ PRESETS: dict[str, dict] = {
     },
 }
 
+# components of 2026. Where a model's fields do not name them, they are off
+OFF: dict[str, Any] = {
+    "window_pattern": "L",
+    "value_embedding": False,
+    "residual_scales": False,
+    "embedding_scales": False,
+    "smear": False,
+    "backout": False,
+    "qk_scale": 1.0,
+}
+
+# nanochat as of July 2026, with what the record runs of modded-nanogpt found
+PRESETS["speedrun"] = {
+    **PRESETS["nanochat"],
+    "init": "speedrun",
+    "rope_base": 100000.0,
+    "window_pattern": "SSSL",
+    "value_embedding": True,
+    "residual_scales": True,
+    "embedding_scales": True,
+    "smear": True,
+    "backout": True,
+    "qk_scale": 1.2,
+}
+
+COMPONENTS = frozenset(component for preset in PRESETS.values() for component in preset)  # the other fields are sizes
+WINDOW_MULTIPLE = 128
+SMEAR_CHANNELS, VALUE_CHANNELS = 24, 12  # of a token's numbers those that its gates read
+
+
+def layer_windows(pattern: str, n_layer: int, sequence_len: int) -> list[int | None]:
+    """How many tokens before itself a token sees in each block; None: all.
+
+    The pattern is repeated over the blocks: L sees all, S a quarter of a row, rounded up to 128. The last block sees all.
+    SSSL, 5 blocks, rows of 2048  ->  512 512 512 None None
+    """
+    short = -(-sequence_len // (4 * WINDOW_MULTIPLE)) * WINDOW_MULTIPLE
+    return [short if pattern[layer % len(pattern)] == "S" and layer < n_layer - 1 else None for layer in range(n_layer)]
+
+
+def has_value_embedding(layer: int, n_layer: int) -> bool:
+    """Every second block, the last one included."""
+    return (n_layer - 1 - layer) % 2 == 0
+
 
 def nearest_preset(config: Mapping[str, Any]) -> str:
     """The preset from which a model (`GPTConfig.as_dict`) differs in the fewest components."""
@@ -42,4 +86,5 @@ def nearest_preset(config: Mapping[str, Any]) -> str:
 
 def changed_components(config: Mapping[str, Any], name: str) -> list[str]:
     """The components in which a model differs from a preset."""
-    return [key for key, value in PRESETS[name].items() if key in config and config[key] != value]
+    expected = {**OFF, **PRESETS[name]}
+    return [key for key, value in expected.items() if config.get(key, OFF.get(key, value)) != value]

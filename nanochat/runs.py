@@ -20,8 +20,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nanochat.errors import UserError
 from nanochat.sections import Settings
-from nanochat.specifications import specify
+from nanochat.specifications import specify, with_dial
 from nanochat.strict_yaml import Place, dotted, found, problems_of, suggest
 
 STAGES = (
@@ -229,7 +230,10 @@ class Resolver:
 
     def _validated(self, run: str, sections: Mapping[str, Any]) -> Settings | None:
         try:
-            return Settings.model_validate(sections)
+            return with_dial(Settings.model_validate(sections))
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
         except ValidationError as error:
             self.problems += problems_of(error, Settings, lambda place: self.place(run, place))
             return None

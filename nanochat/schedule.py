@@ -1,13 +1,14 @@
 """How long to train and at which rates: pure functions of the step and of the model's size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.presets import OFF, SMEAR_CHANNELS, VALUE_CHANNELS, has_value_embedding, layer_windows
 
 MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps: early gradients turn quickly and should be forgotten sooner
-LOGIT_BYTES_ON_CPU = 2**26  # fp32 logits of a micro-batch, of which the backward pass holds about three
+TOKENS_ON_CPU = 4_096  # of a micro-batch: enough to fill the matrix products, few enough for the caches
 REFERENCE_WIDTH = 768  # the width at which nanochat's AdamW rates were found
 
 
@@ -27,11 +28,26 @@ def learning_rate_scale(
     return left + (1 - left) * final_lr_ratio
 
 
-def muon_momentum(step: int) -> float:
-    """Rises linearly at the start of training, then stays."""
-    start, end, over = MUON_MOMENTUM
+def muon_momentum(step: int, rise: Sequence[float] | None = None, *, final: float | None = None, fallen: float = 0.0) -> float:
+    """Rises linearly at the start of training, then stays; or goes on to `final` while the rates fall.
+
+    `rise`: from, to, over so many steps (none: MUON_MOMENTUM). `fallen`: how much of the warm-down is over, 0 to 1.
+    """
+    start, end, over = rise or MUON_MOMENTUM
     share = min(step / over, 1.0)
+    if share == 1.0 and final is not None:
+        return (1 - fallen) * end + fallen * final
     return (1 - share) * start + share * end
+
+
+def warmdown_done(progress: float, warmdown_ratio: float) -> float:
+    """How much of the warm-down is over when `progress` of the training is, both from 0 to 1."""
+    return max(0.0, 1 - (1 - progress) / warmdown_ratio) if warmdown_ratio else 0.0
+
+
+def cosine_to_zero(progress: float) -> float:
+    """1 at the start of training, 1/2 in its middle, 0 at its end."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def width_scale(n_embd: int) -> float:
@@ -65,24 +81,49 @@ def count_parameters(model: Mapping[str, Any]) -> int:
     tables = vocab_size * n_embd * (1 if model["tied_head"] else 2)
     tables += model["sequence_len"] * n_embd if model["positions"] == "learned" else 0
     num_norms = 2 * n_layer + 1 + (1 if model["norm_embedding"] else 0)
-    return tables + n_layer * (matrices + vectors) + num_norms * norms
+    components = components_of_2026(model)
+    return tables + n_layer * (matrices + vectors) + num_norms * norms + sum(components.values())
+
+
+def components_of_2026(model: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of the components that nanochat had not in October 2025, by kind; 0 where they are off."""
+    model = {**OFF, **model}
+    n_layer, n_embd = model["n_layer"], model["n_embd"]
+    num_values = sum(has_value_embedding(layer, n_layer) for layer in range(n_layer)) if model["value_embedding"] else 0
+    kv_width = n_embd // model["n_head"] * model["n_kv_head"]
+    return {
+        "value_tables": num_values * model["vocab_size"] * kv_width,
+        "value_gates": num_values * min(VALUE_CHANNELS, n_embd) * model["n_kv_head"],  # matrices of the blocks, as the others
+        "smear_gate": model["smear"] * min(SMEAR_CHANNELS, n_embd),
+        "scales": (model["residual_scales"] + model["embedding_scales"]) * n_layer + model["smear"] + model["backout"],
+    }
 
 
 def flops_per_token(model: Mapping[str, Any]) -> int:
     """Floating-point operations of a training step for each token, forward and backward (Kaplan et al., arXiv 2001.08361).
 
     6 for each parameter that is multiplied (tables are looked up, not multiplied), and 12 * H * D * T a layer for the scores
-    and the weighted mean of attention; the half that the causal mask hides is counted, as everybody does.
+    and the weighted mean of attention; the half that the causal mask hides is counted, as everybody does. Where a layer has a
+    window, it is that instead of T.
     """
     n_layer, n_embd = model["n_layer"], model["n_embd"]
     kv_width = n_embd // model["n_head"] * model["n_kv_head"]
     matrices = n_layer * (10 * n_embd * n_embd + 2 * n_embd * kv_width) + model["vocab_size"] * n_embd
-    return 6 * matrices + 12 * n_layer * n_embd * model["sequence_len"]
+    components = components_of_2026(model)
+    matrices += components["value_gates"] + components["smear_gate"]
+    return 6 * matrices + 12 * n_embd * sum(tokens_attended(model))
+
+
+def tokens_attended(model: Mapping[str, Any]) -> list[int]:
+    """Tokens among which each layer's attention looks for a token: its window, or the row."""
+    length = model["sequence_len"]
+    windows = layer_windows(model.get("window_pattern", OFF["window_pattern"]), model["n_layer"], length)
+    return [length if window is None else min(window, length) for window in windows]
 
 
 def micro_batch_on_cpu(model: Mapping[str, Any], rows: int) -> int:
-    """Rows in a forward pass of a training on a CPU: a divisor of `rows` whose logits stay near the caches."""
-    return divisor_at_most(rows, LOGIT_BYTES_ON_CPU / (4 * model["vocab_size"] * model["sequence_len"]))
+    """Rows in a forward pass of a training on a CPU: a divisor of `rows` of at most `TOKENS_ON_CPU` tokens."""
+    return divisor_at_most(rows, TOKENS_ON_CPU / model["sequence_len"])
 
 
 def divisor_at_most(number: int, limit: float) -> int:

@@ -4,9 +4,9 @@ From these classes come the checks at start, the completion in editors (config/s
 docs/configuration.md. The defaults are the run d20 of nanochat, October 2025.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 Task = Literal[
     "smoltalk",
@@ -23,11 +23,28 @@ ScoredTask = Literal["arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 # keys that decide how fast or how chatty a training is, never what comes out of it: in no specification
-RUN_TIME_KEYS = ("micro_batch", "commit_every")
+RUN_TIME_KEYS = ("micro_batch", "commit_every", "attention_backend", "compile")
 
 
 def key(default: Any, meaning: str, **limits: Any) -> Any:
     return Field(default, description=meaning, **limits)
+
+
+AUTO = -1  # stands for `auto` until the dial's number takes its place (`specifications.with_dial`); no key takes it as a number
+
+
+def auto_or(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return AUTO if value == "auto" else check(value)
+
+
+def also_auto(schema: dict[str, Any]) -> None:
+    """JSON schema of a key that takes a number or `auto`."""
+    number = {name: schema.pop(name) for name in ("type", "minimum") if name in schema}
+    schema["anyOf"] = [number, {"type": "string", "const": "auto"}]
+
+
+AutoCount = Annotated[int, Field(ge=1, json_schema_extra=also_auto), WrapValidator(auto_or)]
+AutoRate = Annotated[float, Field(ge=0, json_schema_extra=also_auto), WrapValidator(auto_or)]
 
 
 class Section(BaseModel):
@@ -69,6 +86,27 @@ class Tokens(Section):
     sequence_len: int = key(2048, "tokens that the model sees at once", ge=8, le=65_536)
 
 
+class OptimizerParts(Section):
+    """What the optimizer is made of, beside its rates. The defaults are those of October 2025."""
+
+    orthogonalizer: Literal["newton_schulz", "polar_express"] = key("newton_schulz", "how Muon makes matrices orthogonal")
+    equilibrate_rows: bool = key(False, "all rows of a matrix equally long before that")
+    renormalize: bool = key(False, "every matrix of the same Frobenius norm after it")
+    normalize_variance: bool = key(False, "each neuron's update divided by its running mean square (NorMuon)")
+    momentum: list[float] = key([0.85, 0.95, 300.0], "Muon's: from, to, over so many steps", min_length=3, max_length=3)
+    final_momentum: float | None = key(None, "where it falls to while the rates fall; empty = it stays", ge=0, lt=1)
+    matrix_decay: AutoRate = key(0.0, "Muon's weight decay; auto = by the dial, from 0.28. Not taken over by mid_train and sft")
+    cautious: bool = key(False, "only of numbers that the update moves towards zero anyway")
+    matrix_decay_schedule: Literal["constant", "cosine"] = key("constant", "cosine = falls to 0 at the end")
+    groups: Literal["nanochat", "speedrun"] = key(
+        "nanochat", "AdamW's averages and decays: one for all tables, or (speedrun) those of July 2026, table by table"
+    )
+    scalar_lr: AutoRate = key(0.5, "AdamW's rate for residual_scales (a hundredth of it) and embedding_scales; auto = dial")
+    comm_dtype: Literal["float32", "bfloat16"] = key(
+        "float32", "in which devices exchange the gradients of matrices and tables"
+    )
+
+
 class Training(Section):
     """The keys that base_train, mid_train and sft share."""
 
@@ -86,6 +124,12 @@ class Training(Section):
     dtype: Dtype = key("auto", "of the activations; auto = bfloat16 where the device computes in it fast")
     micro_batch: int | None = key(None, "rows of one forward pass; empty = what fits. Changes no result but rounding", ge=1)
     commit_every: int = key(250, "steps between commits to resume from; 0 = only at evaluations", ge=0)
+    attention_backend: Literal["auto", "sdpa", "blocked"] = key(
+        "auto", "what computes attention that is not written out; auto = blocked on CPUs in bfloat16, else PyTorch's sdpa"
+    )
+    compile: Literal["auto", "always", "never"] = key(
+        "auto", "compile the blocks (torch.compile); auto = on CPUs, for trainings of more than ten minutes"
+    )
 
 
 class Components(Section):
@@ -100,8 +144,17 @@ class Components(Section):
     tied_head: bool = key(None, "the output layer is the embedding table")
     bias: bool = key(None, "linear layers have biases")
     norm_embedding: bool = key(None, "normalise right after the embedding")
-    init: Literal["nanochat", "gpt2"] = key(None, "how the weights begin")
+    init: Literal["nanochat", "gpt2", "speedrun"] = key(None, "how the weights begin")
     rope_base: float = key(None, "base of the rotation frequencies", gt=1)
+    window_pattern: str = key(
+        None, "tiled over the blocks: L sees the whole row, S a quarter; the last one is L", pattern="^[SL]+$"
+    )
+    value_embedding: bool = key(None, "every second block adds a table of its own to the values, gated")
+    residual_scales: bool = key(None, "the stream times a learned number before each block")
+    embedding_scales: bool = key(None, "and the embedding, times another one, added to it")
+    smear: bool = key(None, "the token before, mixed into the embedding")
+    backout: bool = key(None, "what the first half of the blocks wrote, subtracted in part before the head")
+    qk_scale: float = key(None, "queries and keys times this, after they are normalised", gt=0)
 
 
 class BaseTrain(Training):
@@ -110,13 +163,18 @@ class BaseTrain(Training):
     depth: int = key(20, "blocks; width, heads, horizon and rates follow from it", ge=1, le=200)
     width: int | None = key(None, "empty = 64 * depth", ge=2)
     heads: int | None = key(None, "attention heads; empty = width / 128, rounded up", ge=1)
-    preset: Literal["nanochat", "textbook"] = key("nanochat", "the model's components, by name")
+    preset: Literal["nanochat", "textbook", "speedrun"] = key("nanochat", "the model's components, by name")
     model: Components = key(Components(), "components that differ from the preset")
     steps: int | None = key(None, "steps to train; empty = from tokens_per_parameter", ge=1)
-    tokens_per_parameter: float = key(20.0, "tokens to train on for each parameter of the model", gt=0)
-    embedding_lr: float = key(0.2, "AdamW's rate for token embeddings, at width 768", ge=0)
-    unembedding_lr: float = key(0.004, "AdamW's rate for the output layer, at width 768", ge=0)
-    matrix_lr: float = key(0.02, "Muon's rate for the matrices of the blocks", ge=0)
+    tokens_per_parameter: float = key(20.0, "tokens to train on for each parameter that counts", gt=0)
+    counted_parameters: Literal["all", "scaling"] = key(
+        "all", "which count: all, or (scaling) the blocks' matrices and the head"
+    )
+    total_batch_tokens: AutoCount = key(524_288, "tokens of one step, over all devices; auto = by the dial (nanochat/dial.py)")
+    embedding_lr: AutoRate = key(0.2, "AdamW's rate for token embeddings, at width 768; auto = by the dial, from 0.3")
+    unembedding_lr: AutoRate = key(0.004, "AdamW's rate for the output layer, at width 768; auto = by the dial, from 0.008")
+    matrix_lr: AutoRate = key(0.02, "Muon's rate for the matrices of the blocks; auto = by the dial, from 0.02")
+    optimizer: OptimizerParts = key(OptimizerParts(), "what the optimizer is made of")
 
 
 class Part(Section):
@@ -140,7 +198,10 @@ class Finetune(Training):
     mask_user: bool = key(False, "learn from the assistant's tokens only")
     epochs: float = key(1.0, "passes over the mixture", gt=0)
     lr_scale: float = key(1.0, "factor on all rates", ge=0)
-    embedding_lr: float | None = key(None, "empty = as base_train", ge=0)
+    optimizer: OptimizerParts = key(OptimizerParts(), "keys in which it differs from base_train.optimizer")
+    embedding_lr: float | None = key(
+        None, "empty = as base_train; where that says auto, as the dial's model of 12 blocks", ge=0
+    )
     unembedding_lr: float | None = key(None, "empty = as base_train", ge=0)
     matrix_lr: float | None = key(None, "empty = as base_train", ge=0)
     eval_every: int = key(150, "steps between evaluations of the validation loss; 0 = only at the end", ge=0)

@@ -7,9 +7,11 @@ Stages read their predecessors through manifests: editing `sft` changes the spec
 
 from typing import Any
 
+from nanochat import dial
 from nanochat.catalogue import Catalogue
-from nanochat.presets import PRESETS
-from nanochat.sections import RUN_TIME_KEYS, Finetune, Part, Settings, Training
+from nanochat.presets import OFF, PRESETS
+from nanochat.schedule import num_training_steps
+from nanochat.sections import AUTO, RUN_TIME_KEYS, Finetune, OptimizerParts, Part, Settings, Training
 
 RATES = ("embedding_lr", "unembedding_lr", "matrix_lr")
 DATA_KEYS = ("mixture", "validation", "mixture_rows", "mask_user")  # of mid_train and sft: they make the tokens
@@ -81,17 +83,29 @@ def specify_part(part: Part) -> dict[str, Any]:
 
 def specify_pretraining(settings: Settings) -> dict[str, Any]:
     section = settings.base_train
-    keys = without(section, *RUN_TIME_KEYS, "depth", "width", "heads", "preset", "model")
+    keys = without(section, *RUN_TIME_KEYS, "depth", "width", "heads", "preset", "model", "optimizer", "counted_parameters")
     if section.steps is not None:
         keys["tokens_per_parameter"] = None  # does not count then
     # the vocabulary and the length of the rows come from the inputs
     model = {name: value for name, value in gpt_config(settings).items() if name not in ("vocab_size", "sequence_len")}
-    return {**keys, "model": model}
+    return {**keys, **specify_optimizer(section.optimizer.model_dump()), "model": model}
 
 
 def specify_finetuning(settings: Settings, section: Finetune) -> dict[str, Any]:
     inherited = {rate: getattr(settings.base_train, rate) for rate in RATES if getattr(section, rate) is None}
-    return {**without(section, *RUN_TIME_KEYS, *DATA_KEYS), **inherited}
+    keys = {**without(section, *RUN_TIME_KEYS, *DATA_KEYS, "optimizer"), **inherited}
+    # the pretraining ended without any decay of the matrices, where it had a schedule, and tuning is short
+    parts = (
+        settings.base_train.optimizer.model_dump() | {"matrix_decay": 0.0} | section.optimizer.model_dump(exclude_unset=True)
+    )
+    return {**keys, **specify_optimizer(parts)}
+
+
+def specify_optimizer(parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts that differ from the defaults; no key at all if none does, as before there were any."""
+    defaults = OptimizerParts().model_dump()
+    different = {name: value for name, value in parts.items() if value != defaults[name]}
+    return {"optimizer": different} if different else {}
 
 
 def without(section: Training, *names: str) -> dict[str, Any]:
@@ -114,7 +128,52 @@ def gpt_config(settings: Settings) -> dict[str, Any]:
     n_head = section.heads or -(-n_embd // 128)  # rounded up: heads of 128, as far as the width allows
     sizes = {"n_layer": section.depth, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_head}
     data = {"vocab_size": settings.tokenizer.vocab_size, "sequence_len": settings.tokens.sequence_len}
-    return {**data, **sizes, **PRESETS[section.preset], **section.model.model_dump(exclude_unset=True)}
+    components = {**PRESETS[section.preset], **section.model.model_dump(exclude_unset=True)}
+    # what is off and was not there in October 2025 is not named: models from before it are the same models
+    named = {name: value for name, value in components.items() if name not in OFF or value != OFF[name]}
+    return {**data, **sizes, **named}
+
+
+# -- the dial ------------------------------------------------------------------------------------------------------------------
+
+
+def with_dial(settings: Settings) -> Settings:
+    """Numbers in the places of `auto`, and steps where tokens are counted for each scaling parameter (`nanochat.dial`).
+
+    The dial is base_train's. mid_train and sft have the rates of its model of 12 blocks, times an lr_scale of their own.
+    UserError if the horizon is shorter than a step.
+    """
+    base, model = settings.base_train, gpt_config(settings)
+    batch = dial.batch_tokens(model) if base.total_batch_tokens == AUTO else base.total_batch_tokens
+    found: dict[str, Any] = {"total_batch_tokens": batch}
+    automatic = [rate for rate in RATES if getattr(base, rate) == AUTO]
+    found |= {rate: dial.REFERENCE_RATES[rate] * dial.rate_scale(batch) for rate in automatic}
+    if base.counted_parameters == "scaling" and base.steps is None:
+        found["steps"] = num_training_steps(
+            steps=None,
+            tokens_per_parameter=base.tokens_per_parameter,
+            num_parameters=dial.scaling_parameters(model),
+            total_batch_tokens=batch,
+        )
+    parts: dict[str, Any] = {}
+    if base.optimizer.matrix_decay == AUTO:
+        parts["matrix_decay"] = dial.matrix_decay(model, batch)
+    if base.optimizer.scalar_lr == AUTO:
+        parts["scalar_lr"] = dial.REFERENCE_RATES["scalar_lr"] * dial.rate_scale(batch)
+    found["optimizer"] = base.optimizer.model_copy(update=parts)
+    changed: dict[str, Any] = {"base_train": base.model_copy(update=found)}
+    for stage in ("mid_train", "sft"):
+        changed[stage] = undialled(getattr(settings, stage), automatic, scalar_is_automatic="scalar_lr" in parts)
+    return settings.model_copy(update=changed)
+
+
+def undialled(section: Finetune, automatic: list[str], *, scalar_is_automatic: bool) -> Finetune:
+    """With the rates of the dial's model of 12 blocks, where base_train's are automatic and the section has none of its own."""
+    rates = {rate: dial.REFERENCE_RATES[rate] for rate in automatic if getattr(section, rate) is None}
+    parts = section.optimizer
+    if parts.scalar_lr == AUTO or (scalar_is_automatic and "scalar_lr" not in parts.model_fields_set):
+        parts = parts.model_copy(update={"scalar_lr": dial.REFERENCE_RATES["scalar_lr"]})
+    return section.model_copy(update={**rates, "optimizer": parts})
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------------

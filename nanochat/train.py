@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.adamw import gradient_of
 from nanochat.agreement import Agreement
+from nanochat.casts import Casts
 from nanochat.checkpoint import Commit, CommitMismatch, Commits, load_weights, require_same_tensors, weights
 from nanochat.dataloader import Loader
 from nanochat.distributed import Ranks
@@ -31,12 +31,15 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.identities import GENERATIONS, in_words
 from nanochat.jobs.attempt import LOST, Attempt
+from nanochat.loss import chunked_sum_of_losses
 from nanochat.optimizer import Optimizer
 from nanochat.planning.memory import largest_micro_batch, peak_bytes
 from nanochat.schedule import divisor_at_most, flops_per_token, learning_rate_scale, micro_batch_on_cpu
 from nanochat.stage import now, versions
 
 log = logging.getLogger("nanochat")
+
+LossOf = Callable[[GPT, Tensor, Tensor], Tensor]
 
 SECONDS_BETWEEN_LINES = 5
 NUM_SPEEDS = 500  # points on the curve of the speed
@@ -73,6 +76,8 @@ class Numerics:
     dtype: str
     micro_batch: int
     muon_dtype: str = "bfloat16"  # of Muon's iteration: what the device multiplies fast, whatever the activations are in
+    attention: str = "sdpa"  # what computes attention: a name of nanochat.attention.BACKENDS, or naive
+    is_compiled: bool = False
     hardware: str = ""  # the GPU's name, or the CPU's and its widest instructions (`Ranks.hardware`)
     versions: dict[str, str] = field(default_factory=lambda: {name: versions()[name] for name in ARITHMETIC})
 
@@ -145,8 +150,10 @@ def train(
     progress = Progress(name, schedule.num_steps, loader.tokens_per_step)
     plan = {**asdict(schedule), "tokens_per_step": loader.tokens_per_step}
     start, metrics, history = restore(commits, model, optimizer, numerics, ranks, plan=plan)
-    agreement = Agreement(ranks, {**dict(model.named_parameters()), **optimizer.state()})
+    own = optimizer.own_state()
+    agreement = Agreement(ranks, dict(model.named_parameters()), own=own, first_rows=optimizer.first_rows())
     agreement.require(start)  # that all ranks begin with the same
+    casts = Casts(model)
     flops = flops_per_token(model.config.as_dict())
     if ranks.is_main:
         attempt.report(state="running", step=start, num_steps=schedule.num_steps, unit="steps", **ranks.record())
@@ -156,7 +163,8 @@ def train(
 
     def commit(step: int) -> None:
         agreed = agreement.require(step)
-        if ranks.is_main:
+        gathered = optimizer.gather()
+        if ranks.is_main and gathered is not None:
             attempt.ensure_held()
             began = time.perf_counter()
             here = {**segment, "finished": now().isoformat(), "to_step": step}
@@ -170,8 +178,7 @@ def train(
                 "fingerprint": agreed,
                 "finished": step == schedule.num_steps,
             }
-            on_cpu = {key: tensor.cpu() for key, tensor in optimizer.state().items()}
-            commits.write(Commit(step, weights(model), on_cpu, metrics, state))
+            commits.write(Commit(step, weights(model), gathered, metrics, state))
             took = round(time.perf_counter() - began, 3)
             attempt.report(committed=step, commit_seconds=max(took, attempt.status.get("commit_seconds", 0.0)))
         ranks.wait()
@@ -186,7 +193,8 @@ def train(
         if is_evaluated:
             if ranks.is_main:
                 attempt.report(state="evaluating", step=step)
-            found = evaluate(model)
+            with torch.compiler.set_stance("force_eager"):  # other shapes, and no gradients: each would be compiled anew
+                found = evaluate(model)
             metrics.append({"step": step, **found})
             if ranks.is_main:
                 attempt.report(state="running", **found)
@@ -204,9 +212,11 @@ def train(
             loader,
             step=step,
             lr_scale=lr_scale,
+            progress=step / schedule.num_steps,
             grad_clip=grad_clip,
             numerics=numerics,
             ranks=ranks,
+            casts=casts,
             agreement=agreement,
             should_stop=reason is not None,
         )
@@ -236,10 +246,13 @@ def update(
     *,
     step: int,
     lr_scale: float,
+    progress: float,
     grad_clip: float,
     numerics: Numerics,
     ranks: Ranks,
+    casts: Casts | None = None,
     agreement: Agreement | None = None,
+    loss_of: LossOf = chunked_sum_of_losses,
     should_stop: bool = False,
 ) -> tuple[float, float, bool]:
     """One step: gradients of the whole batch, clipped, applied.
@@ -248,23 +261,25 @@ def update(
     loss, so that all ranks know after the same step, without an exchange of its own.
 
     The loss is the sum over the step's supervised tokens divided by their number, on all ranks and micro-batches together. A
-    mean of micro-batch means would weigh the tokens of short answers more than those of long ones.
+    mean of micro-batch means would weigh the tokens of short answers more than those of long ones. `loss_of` makes that sum of
+    a micro-batch; `sum_of_losses` is the definition, to which the default is equal but for rounding.
     """
     x, y = loader.batch(step, ranks.rank, ranks.world_size)
     num_supervised = max(1, loader.supervised_tokens(step))
     loss_and_stop = torch.tensor([0.0, float(should_stop)], device=ranks.device)
     try:
-        for inputs, targets in zip(x.split(numerics.micro_batch), y.split(numerics.micro_batch), strict=True):
-            inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
-            part = sum_of_losses(model, inputs, targets) / num_supervised
-            part.backward()
-            loss_and_stop[0] += part.detach()
+        with (casts or Casts(model)).made():
+            for inputs, targets in zip(x.split(numerics.micro_batch), y.split(numerics.micro_batch), strict=True):
+                inputs, targets = inputs.to(ranks.device), targets.to(ranks.device)
+                part = loss_of(model, inputs, targets) / num_supervised
+                part.backward()
+                loss_and_stop[0] += part.detach()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, numerics.micro_batch) from None
-    parameters = list(model.parameters())
-    ranks.sum_([loss_and_stop, *map(gradient_of, parameters)])
+    ranks.sum_([loss_and_stop])
+    optimizer.sum_gradients()
     loss, stops = loss_and_stop[0], loss_and_stop[1]
-    grad_norm = clip_gradients(parameters, grad_clip)
+    grad_norm = optimizer.clip(grad_clip).item()
     if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
         raise UserError(
             f"step {step}: the loss is {loss.item()} and the gradient's norm {grad_norm}; the update was not made, and the "
@@ -272,9 +287,11 @@ def update(
             f"{loader.step_rows(step).tolist()[:8]} ..."
         )
     if agreement:
-        agreement.see(map(gradient_of, parameters))
-    optimizer.step(step=step, lr_scale=lr_scale)
-    for parameter in parameters:
+        agreement.see(optimizer.gradients()[1])
+    optimizer.step(step=step, lr_scale=lr_scale, progress=progress)
+    if agreement:
+        agreement.keep()
+    for parameter in model.parameters():
         parameter.grad = None
     return loss.item(), grad_norm, stops.item() > 0
 
@@ -290,17 +307,12 @@ def out_of_memory(error: torch.OutOfMemoryError, micro_batch: int) -> UserError:
 
 
 def sum_of_losses(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over the targets that are not -1: ids (B, T), targets (B, T) -> a number."""
+    """Cross-entropy in nats, summed over the targets that are not -1: ids (B, T), targets (B, T) -> a number.
+
+    The definition. It keeps the logits of all positions, several times; trainings use `nanochat.loss`, which does not.
+    """
     logits = model(inputs)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
-
-
-def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> float:
-    """Scale all gradients so that their common norm is at most `limit` (0: leave them); returns the norm before."""
-    norm = torch.nn.utils.get_total_norm([gradient_of(parameter) for parameter in parameters])
-    if limit > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm.item()
 
 
 def choose_micro_batch(
@@ -345,7 +357,7 @@ def restore(
         return 0, [], {"segments": [], "is_exact": True, "train_seconds": 0.0, "speeds": [], "changed": []}
     check_plan(commit, plan, where=commits.folder)
     load_weights(model, commit.weights, where=commits.folder)
-    require_same_tensors(commits.folder, commit.optimizer, optimizer.state())
+    require_same_tensors(commits.folder, commit.optimizer, optimizer.empty_state())
     optimizer.load_state(commit.optimizer)
     log.info(f"going on from step {commit.step:,}")
     changed = in_words(commit.state["numerics"], asdict(numerics))

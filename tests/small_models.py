@@ -15,6 +15,8 @@ PRESETS = {
     "nanochat, grouped": {"preset": "nanochat", "n_kv_head": 2},
     "textbook": {"preset": "textbook"},
     "textbook, grouped": {"preset": "textbook", "n_kv_head": 1},
+    "speedrun": {"preset": "speedrun"},
+    "speedrun, grouped, 5 blocks": {"preset": "speedrun", "n_kv_head": 2, "n_layer": 5},
 }
 
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from nanochat.adamw import AdamW
@@ -15,6 +16,23 @@ def test_equals_the_one_of_pytorch():
         optimizer.step(step=step, lr_scale=1.0)
         reference.step()
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (64, 33), (130, 7), (1000, 33), (3, 20_000), (700, 384)])
+def test_a_table_in_pieces_moves_to_the_same_bits(shape):
+    generator = torch.Generator().manual_seed(1)
+    rows = 64 * max(1, 1000 // (64 * shape[1]))
+    start = torch.randn(shape, generator=generator)
+    tables = {"in pieces": torch.nn.Parameter(start.clone()), "whole": torch.nn.Parameter(start.clone())}
+    optimizers = {kind: AdamW({"w": table}, lr=0.01, weight_decay=0.1) for kind, table in tables.items()}
+    optimizers["in pieces"].piece, optimizers["whole"].piece = 1000, 2**40
+    for step in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        for kind, table in tables.items():
+            table.grad = gradient.clone()
+            optimizers[kind].step(step=step, lr_scale=1.0)
+    assert torch.equal(tables["in pieces"], tables["whole"])
+    assert [len(list(optimizer.pieces("w"))) for optimizer in optimizers.values()] == [-(-shape[0] // rows), 1]
 
 
 def test_lr_scale_multiplies_the_rate():

@@ -13,6 +13,7 @@ from nanochat.batching import (
     flat_tokens,
     hidden_at,
     positions_of,
+    tokens_before,
     visible_to,
 )
 
@@ -43,11 +44,32 @@ def test_each_branch_is_read_as_if_it_were_alone(sizes):
     assert start == len(x)
 
 
+@torch.inference_mode()
+def test_windows_reach_from_a_branch_into_its_trunk():
+    model = random_model("speedrun", n_layer=4)
+    assert [block.attn.window for block in model.blocks] == [128, 128, 128, None]
+    rng = np.random.default_rng(0)
+    trees = [random_tree(rng, 100, 60, 5), random_tree(rng, 300, 140, 3), random_tree(rng, 5, 200, 20), random_tree(rng, 1)]
+    x = model.hidden(flat_tokens(trees, CPU), PackedTrees(trees, CPU))[0]
+    start = 0
+    for tree in trees:
+        fork = start + len(tree.trunk)
+        for branch in tree.branches or ([],):
+            alone = model.hidden(torch.tensor(np.concatenate([tree.trunk, branch]).astype(np.int64))[None])[0]
+            torch.testing.assert_close(x[start : start + len(tree.trunk)], alone[: len(tree.trunk)], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(x[fork : fork + len(branch)], alone[len(tree.trunk) :], atol=1e-4, rtol=1e-4)
+            fork += len(branch)
+        start += len(tree)
+
+
 def test_a_tree_is_laid_out_as_told():
     tree = Tree([5, 6, 7], ([8, 9], [8]))
     assert len(tree) == 6
     assert flat_tokens([tree, Tree([1])], CPU).tolist() == [[5, 6, 7, 8, 9, 8, 1]]
     assert positions_of(tree).tolist() == [0, 1, 2, 3, 4, 3]
+    assert tokens_before(tree, 0).tolist() == [-1, 0, 1, 2, 3, 2]
+    assert tokens_before(tree, 10).tolist() == [-1, 10, 11, 12, 13, 12]
+    assert tokens_before(Tree([], ([8, 9], [8])), 10).tolist() == [-1, 10, -1]
     assert branches_visible(tree).int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]
 
 

@@ -23,7 +23,7 @@ from nanochat.config import load_config
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.manifest import MANIFEST, publish
-from nanochat.presets import PRESETS
+from nanochat.presets import COMPONENTS, OFF, PRESETS
 from nanochat.reports.components import blocks
 from nanochat.runs import merged
 from nanochat.schedule import count_parameters, flops_per_token
@@ -39,6 +39,11 @@ CONFIGS = {
     "grouped": GPTConfig(n_layer=2, n_head=8, n_kv_head=2, n_embd=64, vocab_size=300, sequence_len=16, bias=True),
     "nanochat, tied, learned": GPTConfig(n_layer=1, n_head=1, n_kv_head=1, n_embd=6, tied_head=True, positions="learned"),
     "textbook, rope, capped": GPTConfig.preset("textbook", n_layer=3, positions="rope", soft_cap=30.0, qk_norm=True),
+    "speedrun": GPTConfig.preset("speedrun"),
+    "speedrun, grouped": GPTConfig.preset("speedrun", n_layer=5, n_head=4, n_kv_head=2, n_embd=64, vocab_size=300),
+    "textbook, all but windows": GPTConfig.preset(
+        "textbook", n_layer=3, **{name: PRESETS["speedrun"][name] for name in OFF if name != "window_pattern"}
+    ),
     "layer norms alone": GPTConfig(n_layer=2, n_head=2, n_kv_head=2, n_embd=32, norm="layer", norm_embedding=False),
 }
 
@@ -55,7 +60,7 @@ def concepts(name: str) -> dict[str, dict]:
 # -- complete, and it adds up --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["nanochat", "textbook"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_concept_of_the_assignment_is_there(preset):
     assert concepts(preset).keys() >= ASSIGNMENT
     assert {"Optimizer: Muon", "Optimizer: AdamW", "Tokenizer", "Softmax and sampling"} <= concepts(preset).keys()
@@ -66,6 +71,12 @@ def test_concepts_that_a_model_has_not_are_not_in_its_map():
     assert {"QK-norm", "Soft-cap"} <= concepts("nanochat").keys()
     assert not {"QK-norm", "Soft-cap"} & concepts("textbook").keys()
     assert {"QK-norm", "Soft-cap"} <= concepts("textbook, rope, capped").keys()
+    of_2026 = {
+        "Smear", "QK-scale", "Attention windows", "Value embeddings", "Residual scales", "Embedding scales", "Backout",
+    }  # fmt: skip
+    assert of_2026 <= concepts("speedrun").keys()
+    assert of_2026 - {"Attention windows"} == of_2026 & concepts("textbook, all but windows").keys()
+    assert not of_2026 & (concepts("nanochat").keys() | concepts("textbook").keys())
     assert concepts("textbook")["Positional embedding"]["where"][0]["symbol"] == "nanochat.gpt.GPT.embed"
     assert concepts("nanochat")["Positional embedding"]["where"][0]["symbol"] == "nanochat.gpt.rotate"
 
@@ -116,7 +127,7 @@ def test_every_line_holds_the_code_that_is_shown(name):
             assert line.startswith(beginning) or beginning.startswith(line.rstrip(" ({[")), (concept["concept"], place, line)
 
 
-@pytest.mark.parametrize("preset", ["nanochat", "textbook"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_definition_begins_where_the_running_code_says(preset):
     """The syntax tree is read from the file: this is what says that it is the file of the code that runs."""
     for place in [place for concept in map_of(preset)["concepts"] for place in concept["where"]]:
@@ -289,7 +300,7 @@ def test_the_report_shows_every_concept(name):
 
 def test_the_example_in_the_template_of_the_assignment_is_a_row_of_the_map():
     row = next(line for line in (ROOT / "docs/assignment-template.md").read_text().splitlines() if "*an example" in line)
-    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in PRESETS["textbook"]}
+    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in COMPONENTS}
     found = component_map(GPTConfig.preset("textbook", **sizes))
     (concept,) = (concept for concept in found["concepts"] if concept["concept"] == "Positional embedding")
     place, (parameter,) = concept["where"][0], concept["parameters"]
@@ -321,7 +332,7 @@ def printed_by(folder: Path, *options: str) -> str:
 
 
 def test_a_preset_can_have_the_sizes_of_a_trained_model(trained):
-    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in PRESETS["textbook"]}
+    sizes = {key: value for key, value in CONFIGS["tiny"].as_dict().items() if key not in COMPONENTS}
     textbook = component_map(GPTConfig.preset("textbook", **sizes))
     own = printed_by(trained, "--model", "results/tiny/base_train")
     assert f"{map_of('tiny')['parameters']:,} parameters" in own and "preset `nanochat`" in own

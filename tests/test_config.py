@@ -1,15 +1,19 @@
 """Wrong configurations are refused in words; right ones load; the shipped ones are right."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from configurations import CATALOGUE, DOCUMENT, REPOSITORY, edited, load
 
-from nanochat.config import FROZEN, freeze, load_config
+from nanochat.config import FROZEN, STAGES, Config, freeze, load_config
 from nanochat.errors import UserError
+from nanochat.sections import AUTO, OptimizerParts
 
 PART = {"task": "smoltalk"}
 
@@ -23,7 +27,7 @@ WRONG = {
     "misspelt component": ({"base_train.model": {"norms": "rms"}}, ["base_train.model.norms", "base_train.model.norm?"]),
     "misspelt value": (
         {"base_train.preset": "nanocaht"},
-        ["base_train.preset", "nanochat, textbook", "Did you mean nanochat?"],
+        ["base_train.preset", "nanochat, textbook, speedrun", "Did you mean nanochat?"],
     ),
     "misspelt task": ({"sft.mixture.0.task": "gms8k"}, ["sft.mixture[0].task", "Did you mean gsm8k?"]),
     "unknown scored task": ({"chat_eval.tasks": ["arc_esay"]}, ["chat_eval.tasks[0]", "Did you mean arc_easy?"]),
@@ -45,6 +49,25 @@ WRONG = {
     "above the range": ({"tokenizer.vocab_size": 70_000}, ["tokenizer.vocab_size is 70_000", "at most 65_536"]),
     "not above zero": ({"base_train.tokens_per_parameter": 0.0}, ["base_train.tokens_per_parameter", "more than 0"]),
     "a ratio above 1": ({"sft.warmdown_ratio": 1.5}, ["sft.warmdown_ratio is 1.5; it must be at most 1"]),
+    "another word than auto": ({"base_train.total_batch_tokens": "atuo"}, ["base_train.total_batch_tokens", "'atuo'", "whole"]),
+    "the number that stands for auto": ({"base_train.matrix_lr": -1.0}, ["base_train.matrix_lr is -1.0", "at least 0"]),
+    "auto where there is no dial": ({"sft.matrix_lr": "auto"}, ["sft.matrix_lr is the text 'auto'; a number"]),
+    "a decay by the dial in sft": (
+        {"sft.optimizer": {"matrix_decay": "auto"}},
+        ["sft.optimizer.matrix_decay is auto", "number"],
+    ),
+    "misspelt part": ({"base_train.optimizer": {"cautios": True}}, ["base_train.optimizer.cautios", "optimizer.cautious?"]),
+    "half a momentum": ({"base_train.optimizer": {"momentum": [0.9]}}, ["base_train.optimizer.momentum", "at least 3"]),
+    "a momentum of 1": ({"base_train.optimizer": {"momentum": [0.9, 1.0, 9.0]}}, ["optimizer.momentum is a momentum from 0"]),
+    "two decays": (
+        {"base_train.optimizer": {"groups": "speedrun"}, "base_train.weight_decay": 0.1},
+        ["base_train.weight_decay is 0.1", "decays of their own"],
+    ),
+    "a horizon shorter than a step": (
+        {"base_train.steps": ..., "base_train.counted_parameters": "scaling", "base_train.total_batch_tokens": 2**30},
+        ["fewer than one batch", "lower base_train.total_batch_tokens"],
+    ),
+    "a window of another letter": ({"base_train.model": {"window_pattern": "SSM"}}, ["base_train.model.window_pattern"]),
     "no mixture": ({"mid_train.mixture": ...}, ["mid_train.mixture is missing"]),
     "an empty mixture": ({"mid_train.mixture": []}, ["mid_train.mixture is empty"]),
     "no validation part": ({"sft.validation": []}, ["sft.validation is empty; at least 1"]),
@@ -204,7 +227,7 @@ def test_every_shipped_file_names_a_schema_in_its_first_line(path: Path) -> None
     assert (path.parent / first.split("=", 1)[1]).is_file()
 
 
-@pytest.mark.parametrize("name", ["config", "small", "tiny"])
+@pytest.mark.parametrize("name", ["config", "small", "tiny", "speedrun"])
 def test_the_shipped_configurations_are_right(name: str) -> None:
     if name == "tiny" and not (REPOSITORY / "config/tiny_sources.yaml").exists():
         pytest.skip("config/tiny_sources.yaml is not there")
@@ -226,6 +249,74 @@ def test_the_reference_run_is_d20() -> None:
     assert {key: model[key] for key in sizes} == sizes
     assert config.training_shards("d20") == [f"fineweb-edu/shard_{i:05d}" for i in range(239)]
     assert config.validation_shard("d20") == "fineweb-edu/shard_00239"
+
+
+def specified(config: Config, stage: str) -> dict[str, Any]:
+    return json.loads(config.specification(config.run_names[0], stage))
+
+
+def test_the_speedrun_is_d24_with_numbers_in_the_places_of_auto() -> None:
+    config = load_config(REPOSITORY / "config/speedrun.yaml", root=REPOSITORY)
+    model, base = config.gpt_config("speedrun"), specified(config, "base_train")
+    assert (model["n_layer"], model["n_embd"], model["n_head"], model["vocab_size"]) == (24, 1536, 12, 32_768)
+    assert model["window_pattern"] == "SSSL" and model["value_embedding"] and model["smear"]
+    assert (base["total_batch_tokens"], base["steps"]) == (2**20, 5568)
+    rates = {name: base[name] for name in ("matrix_lr", "embedding_lr", "unembedding_lr")}
+    assert rates == pytest.approx({"matrix_lr": 0.02 * 2**0.5, "embedding_lr": 0.3 * 2**0.5, "unembedding_lr": 0.008 * 2**0.5})
+    assert base["optimizer"]["matrix_decay"] == pytest.approx(0.28 * 2**0.5 * 110_100_912 / 729_810_624, rel=1e-4)
+    assert AUTO not in [*base.values(), *base["optimizer"].values()]
+
+
+def test_tuning_takes_the_parts_of_the_pretraining_but_its_decay_and_its_dial(tmp_path: Path) -> None:
+    edits = {"base_train.optimizer": {"orthogonalizer": "polar_express", "matrix_decay": "auto", "scalar_lr": "auto"}}
+    edits |= {"base_train.matrix_lr": "auto", "base_train.preset": "speedrun", "sft.optimizer": {"renormalize": True}}
+    edits |= {"mid_train.embedding_lr": 0.7}
+    config = load(tmp_path, edits)
+    assert specified(config, "base_train")["matrix_lr"] == 0.01  # 512 tokens a step: the lower end of the dial
+    assert specified(config, "base_train")["optimizer"] == {
+        "orthogonalizer": "polar_express", "matrix_decay": pytest.approx(0.28, abs=0.28), "scalar_lr": 0.25,
+    }  # fmt: skip
+    mid_train, sft = specified(config, "mid_train"), specified(config, "sft")
+    assert (mid_train["matrix_lr"], mid_train["embedding_lr"], sft["matrix_lr"], sft["embedding_lr"]) == (0.02, 0.7, 0.02, 0.2)
+    assert mid_train["optimizer"] == {"orthogonalizer": "polar_express"}
+    assert sft["optimizer"] == {"orthogonalizer": "polar_express", "renormalize": True}
+
+
+def test_parts_as_they_were_are_in_no_specification(tmp_path: Path) -> None:
+    """So that what was trained before there were any is not trained again."""
+    written_out = {"optimizer": OptimizerParts().model_dump(), "counted_parameters": "all", "total_batch_tokens": 512}
+    before, after = load(tmp_path), load(tmp_path, {f"base_train.{key}": value for key, value in written_out.items()})
+    for stage in ("base_train", "mid_train", "sft"):
+        assert "optimizer" not in specified(after, stage) and "counted_parameters" not in specified(after, stage)
+        assert after.specification("small", stage) == before.specification("small", stage)
+
+
+@pytest.mark.parametrize("key", OptimizerParts.model_fields)
+def test_a_part_changes_the_trainings_that_it_is_part_of(tmp_path: Path, key: str) -> None:
+    other = {
+        "orthogonalizer": "polar_express", "momentum": [0.85, 0.97, 400.0], "final_momentum": 0.9, "matrix_decay": 0.1,
+        "matrix_decay_schedule": "cosine", "groups": "speedrun", "scalar_lr": 0.1, "comm_dtype": "bfloat16",
+    }.get(key, True)  # fmt: skip
+    before, after = load(tmp_path), load(tmp_path, {"base_train.optimizer": {key: other}})
+    changed = {stage for stage in STAGES if before.specification("small", stage) != after.specification("small", stage)}
+    assert changed == ({"base_train"} if key == "matrix_decay" else {"base_train", "mid_train", "sft"})
+
+
+def test_the_parts_have_one_set_of_defaults() -> None:
+    from nanochat.optimizer import Parts
+    from nanochat.schedule import MUON_MOMENTUM
+
+    assert asdict(Parts()) | {"momentum": list(MUON_MOMENTUM)} == OptimizerParts().model_dump()
+
+
+def test_a_run_that_reuses_a_training_has_its_numbers(tmp_path: Path) -> None:
+    auto = {"base_train.total_batch_tokens": "auto", "base_train.matrix_lr": "auto", "runs.more": {"base_train": "small"}}
+    config = load(tmp_path, auto)
+    assert config.settings("more").base_train == config.settings("small").base_train
+    assert (
+        config.settings("more").base_train.total_batch_tokens
+        == json.loads(config.specification("small", "base_train"))["total_batch_tokens"]
+    )
 
 
 def test_the_command_prints_runs_and_refuses_in_words(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def check(document: Any) -> None:
     jsonschema.validate(document, schema())
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "small.yaml", "tiny.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "small.yaml", "tiny.yaml", "speedrun.yaml"])
 def test_shipped_configurations_fit_the_schema(name: str) -> None:
     check(yaml.safe_load((REPOSITORY / "config" / name).read_text()))
 
@@ -48,6 +48,8 @@ def test_numbers_with_underscores_fit_the_schema_as_editors_read_them() -> None:
         {"base_train.depth": "two"},
         {"base_train.depth": 0},
         {"base_train.preset": "nanocaht"},
+        {"base_train.matrix_lr": "atuo"},
+        {"base_train.optimizer": {"cautios": True}},
         {"sft.mixture": []},
         {"sft.mixture.0": {"rows": 3}},
         {"runs.small": {"stf": {}}},

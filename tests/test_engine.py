@@ -66,13 +66,67 @@ def test_rows_of_different_lengths_decode_as_each_alone(sizes):
 
 
 @torch.inference_mode()
-def test_a_cache_of_another_size_goes_on_with_the_rows_it_kept():
-    model = random_model()
+def test_windows_look_back_as_far_from_a_cache():
+    model = random_model("speedrun", n_layer=4)
+    assert [block.attn.window for block in model.blocks] == [128, 128, 128, None]
+    prompts = random_prompts(TOKENIZER, [3, 300, 127, 140])
+    following = torch.randint(256, (4, 12), generator=torch.Generator().manual_seed(2))
+    cache, trees = cache_for(model, 4, 320), [Tree(prompt) for prompt in prompts]
+    model(flat_tokens(trees, torch.device("cpu")), Prefill(trees, cache, [[0], [1], [2], [3]]))
+    cache.lengths = [len(prompt) for prompt in prompts]
+    logits = torch.cat([read(model, column, cache) for column in following.split([1, 1, 7, 3], dim=1)], dim=1)  # (4, 12, V)
+    for row, prompt in enumerate(prompts):
+        alone = model(torch.tensor([prompt + following[row].tolist()]))[0, len(prompt) :]
+        torch.testing.assert_close(logits[row], alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_decoding_reads_no_more_keys_than_a_window_where_all_rows_allow_it():
+    model, sizes = random_model("speedrun", n_layer=2), []
+    cache = cache_for(model, 2, 320)
+    read(model, torch.zeros(2, 300, dtype=torch.long), cache)
+
+    def attend(q, k, v, visible):
+        sizes.append(k.size(2))
+        return q
+
+    for block in model.blocks:
+        block.attn.attend = attend
+    read(model, torch.zeros(2, 1, dtype=torch.long), cache)
+    assert sizes == [129, 301]
+
+
+@torch.inference_mode()
+def test_long_prompts_of_the_speedrun_are_answered_in_a_batch_as_by_the_full_forward():
+    model = random_model("speedrun", n_layer=4)
+    engine = Engine(model, TOKENIZER, max_rows=3)
+    prompts = random_prompts(TOKENIZER, [125, 2, 300, 140, 126, 40])
+    answers = engine.generate_batch(prompts, max_new_tokens=10)
+    assert answers == [greedy_by_full_forward(model, prompt, num_tokens=10, stop_ids=engine.stop_ids) for prompt in prompts]
+
+
+@pytest.mark.parametrize("preset", ["nanochat", "speedrun"])
+@torch.inference_mode()
+def test_a_cache_of_another_size_goes_on_with_the_rows_it_kept(preset):
+    model = random_model(preset)
     idx = torch.randint(300, (4, 20), generator=torch.Generator().manual_seed(1))
     cache = cache_for(model, 4, 20)
     read(model, idx[:, :12], cache)
     smaller = cache.resized([3, 1], 2, 25)
     torch.testing.assert_close(model(idx[[3, 1], 12:], smaller), model(idx[[3, 1]])[:, 12:], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_slot_that_begins_again_remembers_no_token():
+    model = random_model("speedrun")
+    idx = torch.randint(300, (2, 10), generator=torch.Generator().manual_seed(1))
+    cache = cache_for(model, 2, 20)
+    read(model, idx, cache)
+    cache.lengths[0] = 0
+    together = read(model, idx[:, :1], cache)
+    torch.testing.assert_close(together[0, 0], model(idx[:1, :1])[0, 0], atol=1e-4, rtol=1e-4)
+    continued = torch.cat([idx, idx[:, :1]], dim=1)
+    torch.testing.assert_close(together[1, 0], model(continued[1:])[0, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_full_cache_refuses_more():

@@ -306,7 +306,7 @@ def test_a_page_of_d20s_form_stays_small(tmp_path):
     forward = trace_forward(model, small_tokenizer(), "0123456789" * 3 + "0", name="deep", is_chat=False)
     assert len(forward["tokens"]) == 32
     write_forward_page(tmp_path / "forward.html", {"forward": forward, "beside": None, "differences": []}, title="deep")
-    assert (tmp_path / "forward.html").stat().st_size < 2_000_000
+    assert (tmp_path / "forward.html").stat().st_size < 2_300_000
 
 
 # -- two models, one sequence of steps ----------------------------------------------------------------------------------------

@@ -232,6 +232,7 @@ def library_training(folder, **changes):
             optimizer,
             loader,
             step=step,
+            progress=0.0,
             lr_scale=schedule.scale(step),
             grad_clip=training["grad_clip"],
             numerics=Numerics("cpu", 1, "float32", 3),

@@ -11,13 +11,15 @@ PLAIN = {
     "errors", "messages", "presets", "strict_yaml", "sections", "specifications", "runs", "config", "config_checks",
     "config_docs", "catalogue", "schedule", "manifest", "stage", "survey", "verify", "accuracy", "progress", "partial",
     "downloads", "jobs", "planning", "watch", "watching", "pages", "text", "storage", "jsonl", "identities",
+    "dial",
 }  # fmt: skip
 LAYERS = [
     PLAIN,
     {"distributed", "determinism", "agreement", "jobs.torchrun"},
-    {"gpt", "muon", "adamw", "optimizer", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
+    {"gpt", "muon", "adamw", "optimizer", "cuts", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
      "sandbox", "confined", "checkpoint", "tensor_file", "tiny_world", "core_bundle", "core_tokens", "batching", "inference",
-     "kv_cache", "jobs.machine_check", "concepts", "gpt2", "gpt2_tokenizer"},
+     "kv_cache", "jobs.machine_check", "concepts", "gpt2", "gpt2_tokenizer", "attention", "casts",
+     "compiling", "loss"},
     {"dataloader", "engine", "tasks", "conversations", "dialogue"},
     {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight", "classroom"},
     {"reports", "component_map", "tracing"},

@@ -101,7 +101,7 @@ def test_the_largest_micro_batch_divides_the_rows_and_fits(rows, gigabytes, expe
 def test_what_stays_between_steps_is_what_the_optimizer_and_the_model_hold(preset, n_kv_head):
     model = random_model(preset, n_kv_head=n_kv_head)
     optimizer = build_optimizer(model, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004)
-    held = [*model.parameters(), *model.parameters(), *optimizer.state().values()]  # gradients are as large as weights
+    held = [*model.parameters(), *model.parameters(), *optimizer.own_state().values()]  # gradients are as large as weights
     assert all(tensor.dtype == torch.float32 for tensor in held)
     assert memory.resident_bytes(model.config.as_dict()) == sum(tensor.nbytes for tensor in held)
 

@@ -1,10 +1,13 @@
 """Horizon, rates and sizes against the published figures of nanochat."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.presets import OFF, PRESETS
 from nanochat.schedule import (
     count_parameters,
     divisor_at_most,
@@ -36,12 +39,27 @@ def test_a_horizon_of_less_than_one_step_is_refused():
         num_training_steps(steps=None, tokens_per_parameter=20, num_parameters=100, total_batch_tokens=524_288)
 
 
-@pytest.mark.parametrize("preset", ["nanochat", "textbook"])
-@pytest.mark.parametrize("kv_heads", [2, 4])
-def test_counted_parameters_are_those_of_the_model(preset, kv_heads):
-    config = GPTConfig.preset(preset, vocab_size=300, n_layer=3, n_head=4, n_kv_head=kv_heads, n_embd=32, sequence_len=16)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"n_kv_head": 2}, {"n_layer": 4}, {"n_embd": 8}, *({component: off} for component, off in OFF.items())],
+    ids=str,
+)
+def test_counted_parameters_are_those_of_the_model(preset, changes):
+    sizes = {"vocab_size": 300, "n_layer": 3, "n_head": 4, "n_kv_head": 4, "n_embd": 32, "sequence_len": 16}
+    config = GPTConfig.preset(preset, **{**sizes, **changes})
     with torch.device("meta"):
         assert count_parameters(config.as_dict()) == GPT(config).num_parameters()
+
+
+def test_operations_are_those_of_the_matrices_and_of_what_attention_sees():
+    config = GPTConfig.preset("speedrun", vocab_size=512, n_layer=6, n_head=4, n_kv_head=2, n_embd=64, sequence_len=1024)
+    with torch.device("meta"):
+        matrices = sum(part.weight.numel() for part in GPT(config).modules() if isinstance(part, torch.nn.Linear))
+    seen = [256, 256, 256, 1024, 256, 1024]  # SSSL SS, and the last block sees all
+    assert flops_per_token(config.as_dict()) == 6 * matrices + 12 * 64 * sum(seen)
+    short = dataclasses.replace(config, sequence_len=64)  # a window is not longer than the row
+    assert flops_per_token(short.as_dict()) == 6 * matrices + 12 * 64 * 6 * 64
 
 
 def test_learning_rate_is_a_trapezoid():

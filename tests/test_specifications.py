@@ -8,7 +8,7 @@ import pytest
 from configurations import DOCUMENT, load
 
 from nanochat.config import STAGES, Config
-from nanochat.presets import PRESETS
+from nanochat.presets import OFF, PRESETS
 
 CHAT_EVAL = {"chat_eval/mid_train", "chat_eval/sft"}
 TRAINING = {"base_train", "mid_train", "sft"}
@@ -76,6 +76,7 @@ WITHOUT_EFFECT: list[tuple[str, Any]] = [
     ("tokenizer.document_characters", 10_000),
     ("base_train.width", 128),
     ("base_train.model", {"mlp": "relu2", "soft_cap": 15.0}),
+    ("base_train.model", {"smear": False, "qk_scale": 1.0, "window_pattern": "L"}),
     ("mid_train.matrix_lr", 0.02),
     ("sft.mixture.0.epochs", 1.0),
     ("sft.mixture.0.split", "train"),
@@ -200,8 +201,9 @@ def test_a_model_has_its_presets_components_and_what_overrides_them(preset: str,
 def test_the_fields_of_a_model_are_those_of_gptconfig(tmp_path: Path) -> None:
     from nanochat.gpt import GPTConfig
 
-    model = load(tmp_path).gpt_config("small")
-    assert list(model.keys() ^ GPTConfig.__dataclass_fields__.keys()) == []
+    for preset in PRESETS:
+        model = load(tmp_path, {"base_train.preset": preset}).gpt_config("small")
+        assert list({**OFF, **model}.keys() ^ GPTConfig.__dataclass_fields__.keys()) == []
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from nanochat import engine, gpt
 from nanochat import tokenizer as tokenizer_module
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.presets import OFF
 from nanochat.reports.forward import blocks
 from nanochat.sections import MAX_PROMPT_TOKENS
 from nanochat.tracing.differences import COMPONENTS, differences
@@ -140,7 +141,8 @@ def lines_that_run(model, trace) -> set[tuple[str, int]]:
 
     sys.settrace(on_event)
     try:
-        model(ids_of(trace))
+        with torch.no_grad():
+            model(ids_of(trace))
     finally:
         sys.settrace(None)
     return seen
@@ -292,6 +294,35 @@ def test_the_residual_stream_is_followed_through_both_halves_of_every_block(trac
     assert trace["residual"][2]["rms"] == pytest.approx(after[0].square().mean(dim=1).sqrt().tolist(), rel=1e-3)
 
 
+def test_what_changes_the_stream_between_the_blocks_is_followed_too(traces):
+    model, trace = traces["speedrun, grouped, 5 blocks"]
+    within = [(layer, half) for layer in range(5) for half in ("scales", "attn", "mlp")]
+    found = [(row["layer"], row["half"]) for row in trace["residual"]]
+    assert found == [(None, "embedding"), (None, "smear"), *within, (4, "backout")]
+    given = {}
+    parts = {f"block {i}": block for i, block in enumerate(model.blocks)} | {"end": model.ln_f}
+    hooks = [
+        part.register_forward_pre_hook(lambda _, inputs, name=name: given.update({name: inputs[0]}))
+        for name, part in parts.items()
+    ]
+    with torch.no_grad():
+        x = model.embed(ids_of(trace), torch.arange(len(trace["tokens"]))[None])
+        model(ids_of(trace))
+    for hook in hooks:
+        hook.remove()
+    rows = dict(zip(found, trace["residual"], strict=True))
+    smeared = given["block 0"] / (model.resid_lambdas[0] + model.x0_lambdas[0]).detach()
+    assert rows[None, "smear"]["rms"] == pytest.approx(rms(smeared), rel=1e-3)
+    assert rows[None, "smear"]["added"] == pytest.approx(rms(smeared - x), rel=1e-3, abs=1e-4)
+    for layer in range(5):
+        assert rows[layer, "scales"]["rms"] == pytest.approx(rms(given[f"block {layer}"]), rel=1e-3)
+    assert rows[4, "backout"]["rms"] == pytest.approx(rms(given["end"]), rel=1e-3)
+
+
+def rms(x):
+    return x[0].square().mean(dim=1).sqrt().tolist()
+
+
 def test_masked_scores_are_counted_and_left_out_of_the_statistics(traces):
     _, trace = traces["nanochat"]
     T = len(trace["tokens"])
@@ -409,6 +440,7 @@ def test_the_counterpart_is_the_other_preset_at_the_same_sizes():
     assert nearest_preset(other) == "textbook"
     assert (other.n_kv_head, other.vocab_size, other.positions) == (2, 300, "learned")
     assert counterpart(other) == config
+    assert counterpart(random_model("speedrun").config) == random_model().config
     assert nearest_preset(dataclasses.replace(config, mlp="gelu")) == "nanochat"
 
 
@@ -421,7 +453,7 @@ def test_heads_too_odd_to_be_turned_have_learned_positions_in_the_counterpart_to
 
 
 def test_every_component_and_size_has_words_and_a_place_in_the_source():
-    assert set(COMPONENTS) == set(GPTConfig().as_dict())
+    assert set(COMPONENTS) == {field.name for field in dataclasses.fields(GPTConfig)}
     source = read_source(GPT_FILE)
     for component in COMPONENTS.values():
         assert component.explanation
@@ -436,6 +468,10 @@ def test_differences_name_what_differs_and_nothing_else():
     assert found == {key: (this[key], that[key]) for key in this if this[key] != that[key]}
     assert {"positions", "norm", "mlp", "qk_norm", "soft_cap", "tied_head", "bias", "norm_embedding", "init"} <= set(found)
     assert differences(this, this) == []
+    speedrun = GPTConfig.preset("speedrun").as_dict()
+    assert {entry["component"]: entry["this"] for entry in differences(this, speedrun)} == {
+        **OFF, "init": "nanochat", "rope_base": 10000.0,
+    }  # fmt: skip
 
 
 def test_an_untrained_nanochat_says_nothing_yet_and_the_trace_still_works(tokenizer):

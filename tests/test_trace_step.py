@@ -70,7 +70,7 @@ def traced(model, tokenizer, rows, *, num_tokens=NUM_TOKENS, metrics=METRICS, **
     return trace_step(model, tokenizer, rows, rows, specification, metrics, num_tokens=num_tokens, name="tiny/base_train")
 
 
-@pytest.fixture(scope="module", params=["nanochat", "textbook"])
+@pytest.fixture(scope="module", params=["nanochat", "textbook", "speedrun"])
 def model(request):
     return random_model(request.param)
 
@@ -202,8 +202,15 @@ def test_every_parameter_is_moved_by_one_optimizer_at_its_rate(step):
     assert rates["blocks.1.attn.c_q"] == ("Muon", 0.02)
     assert rates["blocks.1.mlp.c_fc"] == ("Muon", 0.04)  # four times as many rows as columns: twice the rate
     optimizer, rate = rates["wte"]
-    given = 0.2 if step["config"]["init"] == "nanochat" else 0.004
+    given = 0.004 if step["config"]["init"] == "gpt2" else 0.2
     assert optimizer == "AdamW" and rate == pytest.approx(given * (32 / 768) ** -0.5, rel=1e-5)
+    listed = step["schedule"]["rates"]
+    assert sum(row["num_parameters"] for row in listed) == step["num_parameters"]
+    assert all(row["given"] * row["width_scale"] == pytest.approx(row["rate"], rel=1e-4) for row in listed)
+    if step["config"]["init"] == "speedrun":
+        given_of = {tuple(row["parameters"]): (row["key"], row["rate"]) for row in listed}
+        assert given_of[("x0_lambdas",)] == ("optimizer.scalar_lr", 0.5)
+        assert given_of[("value_embeds.*",)] == ("embedding_lr", pytest.approx(0.1 * (32 / 768) ** -0.5, rel=1e-5))
 
 
 # -- the optimizers ----------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--masked", action="store_true", help="supervise a varying part of each row")
     parser.add_argument("--die-at", type=int, help="SIGKILL in the middle of this step's update")
     parser.add_argument("--nan-at", type=int, help="a NaN in the gradient of this step")
-    parser.add_argument("--forget", action="store_true", help="negative control: commit without the optimizer's state")
+    parser.add_argument("--forget", action="store_true", help="negative control: resume without the optimizer's state")
     args = parser.parse_args()
     follow_launcher()
     with join_ranks(args.device) as ranks:
@@ -103,7 +103,7 @@ def make_rows(args, ranks) -> PackedRows:
 
 def disturb(args, optimizer, loader) -> None:
     """Make the step that was asked for go wrong: in the middle of its update, or before it."""
-    adamw, clip, batch = optimizer.adamws["embedding"], module.clip_gradients, loader.batch
+    adamw, sum_gradients, batch = optimizer.adamws["embedding"], optimizer.sum_gradients, loader.batch
     adamw_step = adamw.step
     current = {}
 
@@ -111,19 +111,19 @@ def disturb(args, optimizer, loader) -> None:
         current["step"] = step
         return batch(step, *others)
 
-    def clip_with_nan(parameters, limit):
+    def sum_with_nan():
         if current["step"] == args.nan_at:
-            parameters[0].grad[0] = float("nan")
-        return clip(parameters, limit)
+            next(iter(optimizer.parameters.values())).grad[0] = float("nan")
+        sum_gradients()
 
     def die_or_step(*, step, lr_scale):
         if step == args.die_at:
             os.kill(os.getpid(), signal.SIGKILL)  # Muon has moved its matrices already, AdamW has not
         adamw_step(step=step, lr_scale=lr_scale)
 
-    loader.batch, module.clip_gradients, adamw.step = batch_of, clip_with_nan, die_or_step
+    loader.batch, optimizer.sum_gradients, adamw.step = batch_of, sum_with_nan, die_or_step
     if args.forget:
-        optimizer.state = lambda: {name: torch.zeros_like(t) for name, t in type(optimizer).state(optimizer).items()}
+        optimizer.load_state = lambda whole: None
 
 
 if __name__ == "__main__":

@@ -55,6 +55,30 @@ def token_embedding(config: GPTConfig) -> Concept:
     )
 
 
+def smear(config: GPTConfig) -> Concept | None:
+    if not config.smear:
+        return None
+    return Concept(
+        name="Smear",
+        group="model",
+        summary="A share of the token before is mixed into each token's embedding, so that pairs of tokens are known before "
+        "the first block. A gate, which reads 24 of its numbers, says how much. A sequence's first token stays as it is.",
+        equation=r"x_t \leftarrow x_t + \lambda \sigma(w \cdot x_{t,1:24}) x_{t-1}",
+        places=(
+            at("gpt.GPT.smear"),
+            at("gpt.GPT.hidden", code="self.smear(x, cache)"),
+            at("gpt.GPT.smear", assigns="before"),
+            at("gpt.GPT.smear", assigns="gate"),
+            at("gpt.GPT.smear", code="x + gate * before"),
+            at("gpt.GPT.add_components_of_2026", assigns="smear_lambda"),
+            at("kv_cache.KVCache.before"),
+        ),
+        change="Without it, the first block has to find the token before by attention.",
+        edits={"base_train.model.smear": False},
+        owns=r"smear_gate\.weight|smear_lambda",
+    )
+
+
 def positional_embedding(config: GPTConfig) -> Concept:
     return learned_positions(config) if config.positions == "learned" else rotary_positions(config)
 
@@ -182,7 +206,7 @@ def self_attention(config: GPTConfig) -> Concept:
             **other_heads(config),
             "base_train.model.attention": "naive" if config.attention == "sdpa" else "sdpa",
         },
-        owns=r"blocks\.\d+\.attn\..+",
+        owns=r"blocks\.\d+\.attn\.c_.+",
         attends=True,
     )
 
@@ -211,6 +235,73 @@ def qk_norm(config: GPTConfig) -> Concept | None:
         ),
         change="Without it scores are unbounded, as in GPT-2; large models may then diverge (arXiv 2302.05442).",
         edits={"base_train.model.qk_norm": False},
+    )
+
+
+def qk_scale(config: GPTConfig) -> Concept | None:
+    if config.qk_scale == 1.0:
+        return None
+    return Concept(
+        name="QK-scale",
+        group="model",
+        summary=f"Queries and keys are multiplied by {config.qk_scale:g}: normalised vectors bound the scores, and a larger "
+        "bound allows sharper attention. The code multiplies the queries by its square, which gives the same scores.",
+        equation=r"q \leftarrow c q, \quad k \leftarrow c k, \quad \left\lvert \frac{q \cdot k}{\sqrt{D}} \right\rvert "
+        r"\le c^2 \sqrt{D}",
+        places=(
+            at("gpt.CausalSelfAttention.forward", code="self.qk_scale**2 * q"),
+            at("gpt.CausalSelfAttention.__init__", assigns="qk_scale"),
+        ),
+        change="1: attention as soft as the norm makes it.",
+        edits={"base_train.model.qk_scale": 1.0},
+    )
+
+
+def attention_windows(config: GPTConfig) -> Concept | None:
+    if config.window_pattern == "L":
+        return None
+    return Concept(
+        name="Attention windows",
+        group="model",
+        summary=f"The pattern {config.window_pattern}, repeated over the blocks, says which of them see all tokens (L) and "
+        "which a window of w tokens before each, a quarter of a row (S); the last block sees all. With a window, work grows "
+        "with the length of the text and not with its square.",
+        equation=r"M_{ts} = 0 \text{ for } t - w \le s \le t, \quad M_{ts} = -\infty \text{ for all other } s",
+        places=(
+            at("gpt.windowed"),
+            at("gpt.CausalSelfAttention.forward", code="windowed(self.attend, q, k, v, self.window)"),
+            at("gpt.CausalSelfAttention.__init__", assigns="window"),
+            at("presets.layer_windows"),
+            at("gpt.windowed", assigns="visible"),
+            at("kv_cache.KVCache.visible_within"),
+        ),
+        change="L: every block sees all. More L cost more, and may know more of what is far away.",
+        edits={"base_train.model.window_pattern": "L"},
+    )
+
+
+def value_embedding(config: GPTConfig) -> Concept | None:
+    if not config.value_embedding:
+        return None
+    return Concept(
+        name="Value embeddings",
+        group="model",
+        summary="In every second block, a token's values get a part that depends on the token alone: its row in a table of "
+        "that block, times a gate for each head that reads 12 numbers of the normalised vector. The tables hold many "
+        "parameters and cost no multiplications.",
+        equation=r"v \leftarrow v + 3 \sigma(W_g x_{1:12}) E_v[\mathrm{idx}]",
+        places=(
+            at("gpt.CausalSelfAttention.add_values"),
+            at("gpt.CausalSelfAttention.add_values", assigns="gate"),
+            at("gpt.CausalSelfAttention.forward", code="self.add_values(v, x, values)"),
+            at("gpt.GPT.hidden", assigns="values"),
+            at("gpt.GPT.add_components_of_2026", assigns="value_embeds"),
+            at("gpt.CausalSelfAttention.__init__", assigns="value_gate"),
+            at("presets.has_value_embedding"),
+        ),
+        change="Without them the model has far fewer parameters, and multiplies nearly as many.",
+        edits={"base_train.model.value_embedding": False},
+        owns=r"value_embeds\.\d+\.weight|blocks\.\d+\.attn\.value_gate\.weight",
     )
 
 
@@ -274,9 +365,9 @@ def feed_forward(config: GPTConfig) -> Concept:
 
 def residual_connection(config: GPTConfig) -> Concept:
     start = (
-        "the output projections begin at 0, so at first every block passes the stream on unchanged"
-        if config.init == "nanochat"
-        else "the output projections begin smaller, since 2 L of them add up"
+        "the output projections begin smaller, since 2 L of them add up"
+        if config.init == "gpt2"
+        else "the output projections begin at 0, so at first every block passes the stream on unchanged"
     )
     return Concept(
         name="Residual connection",
@@ -288,17 +379,81 @@ def residual_connection(config: GPTConfig) -> Concept:
         r"x \leftarrow x + \mathrm{MLP}(\mathrm{norm}_2(x))",
         places=(
             at("gpt.Block.forward"),
-            at("gpt.Block.forward", code="at(x, wanted) + self.attn(self.ln_1(x), rotation, cache, wanted)"),
+            at("gpt.Block.forward", code="at(x, wanted) + self.attn(self.ln_1(x), rotation, cache, values, wanted)"),
             at("gpt.Block.forward", code="x + self.mlp(self.ln_2(x))"),
-            at("gpt.GPT.hidden", code="x = block(x, rotation, cache)"),
-            at("gpt.nanochat_init" if config.init == "nanochat" else "gpt.gpt2_init"),
+            at("gpt.GPT.hidden", code="x = block(x, rotation, cache, values)"),
+            at(f"gpt.{config.init}_init"),
         ),
         change="More or fewer blocks add to the same stream; the other init begins them differently. The trace shows how the "
         "stream grows.",
         edits={
             "base_train.depth": config.n_layer * 2 if config.n_layer < 100 else config.n_layer // 2,
-            "base_train.model.init": "gpt2" if config.init == "nanochat" else "nanochat",
+            "base_train.model.init": "nanochat" if config.init == "gpt2" else "gpt2",
         },
+    )
+
+
+def residual_scales(config: GPTConfig) -> Concept | None:
+    if not config.residual_scales:
+        return None
+    return Concept(
+        name="Residual scales",
+        group="model",
+        summary="Before each block the stream is multiplied by a learned number of that block, so that what early blocks wrote "
+        "can grow or fade.",
+        equation=r"x \leftarrow r_i x",
+        places=(
+            at("gpt.GPT.scale", code="self.resid_lambdas[layer] * x"),
+            at("gpt.GPT.hidden", code="self.scale(x, x0, layer)"),
+            at("gpt.GPT.add_components_of_2026", assigns="resid_lambdas"),
+            at("gpt.component_init"),
+        ),
+        change="Without them, all that was ever added stays in the stream at its full size.",
+        edits={"base_train.model.residual_scales": False},
+        owns="resid_lambdas",
+    )
+
+
+def embedding_scales(config: GPTConfig) -> Concept | None:
+    if not config.embedding_scales:
+        return None
+    return Concept(
+        name="Embedding scales",
+        group="model",
+        summary="Before each block the embedding with which the stream began is added to it again, times a learned number of "
+        "that block: the token itself is never lost.",
+        equation=r"x \leftarrow x + e_i x_0",
+        places=(
+            at("gpt.GPT.scale", code="x + self.x0_lambdas[layer] * x0"),
+            at("gpt.GPT.hidden", assigns="x0"),
+            at("gpt.GPT.add_components_of_2026", assigns="x0_lambdas"),
+            at("gpt.component_init"),
+        ),
+        change="Without them, later blocks know of the token what earlier ones left of it.",
+        edits={"base_train.model.embedding_scales": False},
+        owns="x0_lambdas",
+    )
+
+
+def backout(config: GPTConfig) -> Concept | None:
+    if not config.backout:
+        return None
+    return Concept(
+        name="Backout",
+        group="model",
+        summary="A learned share of what the stream held after the block in the middle is taken from it before the last norm: "
+        "what the first blocks wrote for the others to read is of no use to the output projection.",
+        equation=r"x \leftarrow x - \lambda x^{(L/2)}",
+        places=(
+            at("gpt.GPT.back_out"),
+            at("gpt.GPT.hidden", code="self.back_out(x, halfway, cache)"),
+            at("gpt.GPT.hidden", code="halfway = x"),
+            at("gpt.GPT.back_out", code="x - self.backout_lambda.to(x.dtype) * halfway"),
+            at("gpt.GPT.add_components_of_2026", assigns="backout_lambda"),
+        ),
+        change="Without it, the output projection reads all that any block wrote.",
+        edits={"base_train.model.backout": False},
+        owns="backout_lambda",
     )
 
 
@@ -371,13 +526,20 @@ def softmax(config: GPTConfig) -> Concept:
 MODEL: tuple[Callable[[GPTConfig], Concept | None], ...] = (
     tokenizer,
     token_embedding,
+    smear,
     positional_embedding,
     layer_normalization,
     self_attention,
     qk_norm,
+    qk_scale,
+    value_embedding,
     causal_mask,
+    attention_windows,
     feed_forward,
     residual_connection,
+    residual_scales,
+    embedding_scales,
+    backout,
     output_projection,
     soft_cap,
     softmax,

@@ -19,7 +19,7 @@ Not covered: the CUDA context and NCCL's buffers (about 1 GB, in `USABLE_SHARE`)
 from collections.abc import Mapping
 from typing import Any
 
-from nanochat.schedule import count_parameters
+from nanochat.schedule import components_of_2026, count_parameters
 
 FP32 = 4
 # Bytes for each number of the largest stack of matrices, in Muon's step. Kept: the stacks of gradients, momenta and updates,
@@ -76,7 +76,8 @@ def optimizer_bytes(model: Mapping[str, Any], world_size: int) -> int:
 
 def parameters_in_matrices(model: Mapping[str, Any]) -> int:
     """Numbers in the matrices of the blocks: those that Muon moves."""
-    return model["n_layer"] * model["n_embd"] * (10 * model["n_embd"] + 2 * kv_width(model))
+    inside = model["n_layer"] * model["n_embd"] * (10 * model["n_embd"] + 2 * kv_width(model))
+    return inside + components_of_2026(model)["value_gates"]
 
 
 # -- what grows with the tokens of a micro-batch -----------------------------------------------------------------------------

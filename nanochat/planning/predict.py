@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nanochat.planning.hardware import CPU_FLOPS_PER_CORE, Device
-from nanochat.schedule import count_parameters, flops_per_token, num_training_steps
+from nanochat.schedule import components_of_2026, count_parameters, flops_per_token, num_training_steps
 
 Model = Mapping[str, Any]  # the fields of GPTConfig
 
@@ -180,7 +180,8 @@ def predict_training(
 def matrix_parameters(model: Model) -> int:
     """Parameters of the blocks' matrices, which Muon trains with one buffer each; AdamW has two for every other one."""
     kv_width = model["n_embd"] // model["n_head"] * model["n_kv_head"]
-    return model["n_layer"] * (10 * model["n_embd"] ** 2 + 2 * model["n_embd"] * kv_width)
+    inside = model["n_layer"] * (10 * model["n_embd"] ** 2 + 2 * model["n_embd"] * kv_width)
+    return inside + components_of_2026(model)["value_gates"]
 
 
 def model_bytes(model: Model) -> int:

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from nanochat.attention import choose_attention, use_attention
+from nanochat.casts import Casts
 from nanochat.distributed import choose_dtype
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.inference import make_ready
 from nanochat.kv_cache import KVCache
+from nanochat.loss import chunked_sum_of_losses
 from nanochat.optimizer import build_optimizer
 from nanochat.planning.predict import Speed, table_speed
-from nanochat.train import sum_of_losses
 
 SECONDS_A_PART = 2.0  # of repetitions, for each of the few parts that are timed
 LONGEST_S = 2.0  # a single repetition that the table expects to take longer is not tried
@@ -38,6 +40,7 @@ def measure_speeds(model: Mapping[str, Any], *, micro_batches: Mapping[str, int]
         return None
     gpt = GPT(GPTConfig(**model)).init_weights(0)
     gpt.compute_dtype = choose_dtype("auto", torch.device("cpu"))
+    use_attention(gpt, choose_attention("auto", gpt, torch.device("cpu")))
     optimizer = build_optimizer(gpt, matrix_lr=0.0, embedding_lr=0.0, unembedding_lr=0.0)
     by_rows = {rows: train_seconds(gpt, rows) for rows in sorted(set(micro_batches.values()))}
     update_s = typical_seconds(lambda: optimizer.step(step=0, lr_scale=0.0), seconds=SECONDS_A_PART / 2)
@@ -57,13 +60,14 @@ def measure_speeds(model: Mapping[str, Any], *, micro_batches: Mapping[str, int]
 def train_seconds(gpt: GPT, rows: int) -> float:
     """Forward and backward pass of one micro-batch."""
     x, y = random_rows(gpt, rows), random_rows(gpt, rows)
-    return typical_seconds(lambda: (sum_of_losses(gpt, x, y) / y.numel()).backward())
+    with Casts(gpt).made():
+        return typical_seconds(lambda: (chunked_sum_of_losses(gpt, x, y) / y.numel()).backward())
 
 
 @torch.inference_mode()
 def forward_seconds(gpt: GPT, rows: int) -> float:
     x, y = random_rows(gpt, rows), random_rows(gpt, rows)
-    return typical_seconds(lambda: sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
+    return typical_seconds(lambda: chunked_sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
 
 
 @torch.inference_mode()

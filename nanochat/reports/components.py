@@ -61,8 +61,8 @@ def shares(concept: Mapping[str, Any]) -> list[str]:
 def totals_note() -> Markdown:
     return Markdown(
         "Each parameter is counted once among the parts of the model, and once more with the optimizer that moves it. FLOPs: 6 "
-        "for each weight that is multiplied, and 12 × width × sequence length for the scores and means of a block's attention. "
-        "Norms, activations and additions are not counted, as everybody does."
+        "for each weight that is multiplied, and 12 × width × sequence length (or window) for the scores and means of a "
+        "block's attention. Norms, activations and additions are not counted, as everybody does."
     )
 
 

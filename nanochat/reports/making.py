@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat.presets import changed_components, nearest_preset
 from nanochat.reports.machine import not_exact
-from nanochat.schedule import count_parameters, flops_per_token
+from nanochat.schedule import components_of_2026, count_parameters, flops_per_token
 from nanochat.text import Markdown, bullets, code, count, exact, inline, percent, picture, score, setting, table
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def model(stages: Stages) -> Blocks:
         table(["group", "parameters", "share"], parameter_rows(config, total)),
         Markdown(
             f"Operations: {count(flops_per_token(config))} FLOPs per token of training (6 for each parameter that is "
-            "multiplied, 12 × width × sequence length for the attention of a layer), "
+            "multiplied, 12 × width × sequence length, or window, for the attention of a layer), "
             f"{count(stage.results.get('flops'))} in all of {code('base_train')}."
         ),
     ]
@@ -55,12 +55,15 @@ def parameter_rows(config: Mapping[str, Any], total: int | None) -> list[list[st
     """The matrices by group; what is left of the total are vectors: gains and biases."""
     width, layers = config["n_embd"], config["n_layer"]
     kv_width = width // config["n_head"] * config["n_kv_head"]
+    components = components_of_2026(config)
     groups = {
         "token embedding": config["vocab_size"] * width,
         "position embedding": config["sequence_len"] * width if config.get("positions") == "learned" else 0,
         "attention": layers * (2 * width * width + 2 * width * kv_width),
         "MLP": layers * 8 * width * width,
         "head": 0 if config.get("tied_head") else config["vocab_size"] * width,
+        "value embeddings": components["value_tables"],
+        "gates and scales": sum(number for kind, number in components.items() if kind != "value_tables"),
     }
     total = total or count_parameters(config)
     groups["norms and biases"] = total - sum(groups.values())

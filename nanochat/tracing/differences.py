@@ -7,6 +7,8 @@ that a page can lead to the step at which the two models part; tests look both u
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from nanochat.presets import OFF
+
 
 class Component(NamedTuple):
     title: str
@@ -85,8 +87,12 @@ COMPONENTS = {
         "Initial weights",
         "What the weights were before training. `nanochat` starts the output projections at zero, so that every block begins "
         "by adding nothing and all tokens are equally likely; `gpt2` draws small random numbers everywhere, smaller ones "
-        "where many blocks add up.",
-        (("nanochat_init", "torch.zeros(shape)"), ("gpt2_init", "math.sqrt(2 * config.n_layer)")),
+        "where many blocks add up; `speedrun` is like nanochat, with uniform matrices and smaller tables.",
+        (
+            ("nanochat_init", "torch.zeros(shape)"),
+            ("gpt2_init", "math.sqrt(2 * config.n_layer)"),
+            ("speedrun_init", "uniform("),
+        ),
     ),
     "rope_base": Component(
         "Base of the rotations",
@@ -94,7 +100,49 @@ COMPONENTS = {
         "angle comes round again.",
         (("RotaryEmbedding.__init__", "config.rope_base"),),
     ),
-    "n_layer": Component("Blocks", "How many blocks follow one another.", (("GPT.hidden", "for block in self.blocks:"),)),
+    "window_pattern": Component(
+        "Windows of attention",
+        "Which blocks see all tokens (L) and which only the nearest quarter of a row (S). Most of what a token needs is near, "
+        "and a window saves the work of looking further; the last block always sees all.",
+        (("CausalSelfAttention.forward", "windowed("),),
+    ),
+    "value_embedding": Component(
+        "Value embeddings",
+        "In every second block, what a token offers to others (v) gets a learned part that depends on the token alone, through "
+        "a gate for each head. The tables are large, and cost no multiplications.",
+        (("CausalSelfAttention.forward", "self.add_values("), ("CausalSelfAttention.add_values", "self.value_gate(")),
+    ),
+    "residual_scales": Component(
+        "Scales of the residual stream",
+        "Whether each block multiplies the stream by a learned number before it reads it, so that later blocks can forget "
+        "what earlier ones wrote.",
+        (("GPT.scale", "self.resid_lambdas[layer]"),),
+    ),
+    "embedding_scales": Component(
+        "Scales of the embedding",
+        "Whether each block adds the token's own embedding to the stream again, times a learned number.",
+        (("GPT.scale", "self.x0_lambdas[layer]"),),
+    ),
+    "smear": Component(
+        "Smear",
+        "Whether a share of the token before is mixed into each token's embedding, so that pairs are known before the first "
+        "block.",
+        (("GPT.hidden", "self.smear("), ("GPT.smear", "self.smear_gate(")),
+    ),
+    "backout": Component(
+        "Backout",
+        "Whether a learned share of what the stream held halfway is taken from it before the output, which has no use for it.",
+        (("GPT.hidden", "self.back_out("), ("GPT.back_out", "self.backout_lambda")),
+    ),
+    "qk_scale": Component(
+        "Scale of queries and keys",
+        "Normalised queries and keys bound every score by the square root of D. Multiplied by a number above 1, both allow "
+        "sharper attention.",
+        (("CausalSelfAttention.forward", "self.qk_scale**2"),),
+    ),
+    "n_layer": Component(
+        "Blocks", "How many blocks follow one another.", (("GPT.hidden", "for layer, block in enumerate(self.blocks):"),)
+    ),
     "n_head": Component(
         "Heads",
         "Into how many heads the queries are cut, each with attention of its own.",
@@ -123,13 +171,13 @@ def differences(this: Mapping[str, Any], that: Mapping[str, Any]) -> list[dict[s
         {
             "component": name,
             "title": component.title,
-            "this": this.get(name),
-            "that": that.get(name),
+            "this": this.get(name, OFF.get(name)),
+            "that": that.get(name, OFF.get(name)),
             "explanation": component.explanation,
             "places": [{"function": function, "code": code} for function, code in component.places],
         }
         for name, component in known(this, that).items()
-        if this.get(name) != that.get(name)
+        if this.get(name, OFF.get(name)) != that.get(name, OFF.get(name))
     ]
 
 

@@ -9,7 +9,8 @@ only what is noted of the values they make. The model is computed in float32 on 
     steps                      one for each line that ran: where, in which module, its values with shape, mean, spread, min, max
     pictures                   heat maps of these values (see `pictures.py`), each once
     attention                  the weights of every head of every layer
-    residual                   how large the residual stream is, token by token, after each half of each block
+    residual                   how large the residual stream is, token by token, after each half of each block (and after the
+                               smear, the scales and the backout of models that have them): what was added adds up to it
     lens                       the likeliest next tokens after each block: the stream, unembedded as if it were the last
     choice                     how the last line's scores become a token
 
@@ -47,6 +48,8 @@ TOP = 10  # likeliest tokens kept after each block
 TEMPERATURE, TOP_K, DRAW = 1.0, 10, 0.5
 
 FILES = {Path(inspect.getsourcefile(module) or ""): module.__name__ for module in (tokenizer_module, gpt, engine)}
+# lines of GPT.hidden that change the stream between two blocks, at its beginning and at its end
+BETWEEN = {"self.smear(": "smear", "self.scale(": "scales", "self.back_out(": "backout"}
 LEGEND = re.compile(r"(?<!\S)([A-Z])  (\S.*?)(?=   +[A-Z]  |$)", re.MULTILINE)
 
 
@@ -94,13 +97,12 @@ def trace_forward(
 
 
 def counterpart(config: GPTConfig) -> GPTConfig:
-    """The other preset at the same sizes: textbook for a model that is nearer to nanochat, and the other way round.
+    """Another preset at the same sizes: textbook for a model that is nearest to nanochat, nanochat for all others.
 
     Heads of an odd width cannot be turned (rope), so there the positions are learned in both.
     """
     other = next(name for name in presets.PRESETS if name != nearest_preset(config))
-    components = {component for preset in presets.PRESETS.values() for component in preset}
-    sizes = {key: value for key, value in config.as_dict().items() if key not in components}
+    sizes = {key: value for key, value in config.as_dict().items() if key not in presets.COMPONENTS}
     return GPTConfig.preset(other, **sizes, **({"positions": "learned"} if config.head_dim % 2 else {}))
 
 
@@ -198,11 +200,22 @@ class Recording:
         if line.function == "GPT.embed" and isinstance(embedded := line.values.get("return"), Tensor):
             self.follow_stream(embedded, layer, "embedding")
             self.streams.append((len(self.steps) - 1, None, embedded.clone()))
+        if line.function == "GPT.hidden" and isinstance(stream := line.values.get("x"), Tensor):
+            self.follow_between(stream, next((part for code, part in BETWEEN.items() if code in line.code), None))
         if line.function == "Block.forward" and isinstance(stream := line.values.get("x"), Tensor):
             called = re.search(r"self\.(?!ln_)(\w+)\(", line.code)  # attn or mlp
             self.follow_stream(stream, layer, called[1] if called else "")
         if line.function == "Block.forward" and isinstance(stream := line.values.get("return"), Tensor):
             self.streams.append((len(self.steps) - 1, layer, stream.clone()))
+
+    def follow_between(self, stream: Tensor, part: str | None) -> None:
+        """A change of the stream by no block: scales belong to the block that follows, the others to what was before them."""
+        if part is None:
+            return
+        num_blocks_passed, (_, last, _) = len(self.streams) - 1, self.streams[-1]
+        self.follow_stream(stream, num_blocks_passed if part == "scales" else last, part)
+        if part != "scales":
+            self.streams[-1] = (len(self.steps) - 1, last, stream.clone())
 
     def follow_stream(self, stream: Tensor, layer: int | None, half: str) -> None:
         """Root mean square of the residual stream (1, T, C) at each token, and of what this half of a block added to it."""
@@ -237,7 +250,11 @@ class Recording:
         are_ids = tensor.dtype == torch.int64 and tensor.numel() <= MAX_PROMPT_TOKENS
         if tensor.numel() <= 16 or are_ids:
             entry["items"] = [number(float(item)) for item in tensor.flatten().tolist()]
-        elif is_drawn and (drawn := picture(tensor, self.num_tokens, letters, is_small=self.are_many)):
+        elif (
+            is_drawn
+            and not isinstance(tensor, nn.Parameter)
+            and (drawn := picture(tensor, self.num_tokens, letters, is_small=self.are_many))
+        ):
             entry["picture"] = self.picture_number(drawn)
         return entry
 

@@ -41,7 +41,7 @@ from nanochat.distributed import Ranks
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.optimizer import Optimizer, build_optimizer
+from nanochat.optimizer import SMEAR_LR, Optimizer, Parts, build_optimizer
 from nanochat.schedule import muon_momentum, width_scale
 from nanochat.text import visible
 from nanochat.tokenizer import Tokenizer
@@ -50,10 +50,17 @@ from nanochat.tracing.lines import Line, LineRecorder
 from nanochat.tracing.pictures import number
 from nanochat.tracing.step_code import FILES, Listing
 from nanochat.tracing.step_watch import Watcher, losses_now
-from nanochat.train import Numerics, Schedule, update
+from nanochat.train import Numerics, Schedule, sum_of_losses, update
 
 ROWS_TO_TRY = 4_096  # rows that are looked at for some that have anything to learn before the cut
 POINTS = 240  # of a curve over the training
+# groups of the components of 2026, whose rates are shares of others'
+RATE_OF = {
+    "value_embedding": "embedding_lr",
+    "residual_scale": "optimizer.scalar_lr",
+    "embedding_scale": "optimizer.scalar_lr",
+    "smear_and_backout": "optimizer.SMEAR_LR",
+}
 RATES = ("matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay")
 STEP = 1  # the step that is shown, of this optimizer's own: one was before it
 
@@ -84,13 +91,19 @@ def trace_step(
 
     model = copy.deepcopy(model).train()
     model.compute_dtype = torch.float32
-    optimizer = build_optimizer(model, **{rate: specification[rate] for rate in RATES})
+    optimizer = build_optimizer(
+        model,
+        **{rate: specification[rate] for rate in RATES},
+        parts=Parts(**specification.get("optimizer", {})),
+        warmdown_ratio=schedule.warmdown_ratio,
+    )
     bpb, evaluation_code = trace_evaluation(model, tokenizer, validation_batch)
-    make_step(model, optimizer, excerpt, 0, schedule.scale(middle), specification["grad_clip"])
+    progress = middle / schedule.num_steps
+    make_step(model, optimizer, excerpt, 0, schedule.scale(middle), specification["grad_clip"], progress=progress)
     watcher = Watcher(model, optimizer, tokenizer, *excerpt.batch(STEP))
     with LineRecorder(FILES, watcher.on_line):
         lr_scale = schedule.scale(middle)
-        loss, grad_norm = make_step(model, optimizer, excerpt, STEP, lr_scale, specification["grad_clip"])
+        loss, grad_norm = make_step(model, optimizer, excerpt, STEP, lr_scale, specification["grad_clip"], progress=progress)
     after = evaluate_bpb(model, [validation_batch], tokenizer.token_bytes())
 
     tokens = watcher.tokens(losses_now(model, *excerpt.batch(STEP)))
@@ -130,15 +143,27 @@ def trace_step(
 
 
 def make_step(
-    model: GPT, optimizer: Optimizer, excerpt: "Excerpt", step: int, lr_scale: float, grad_clip: float
+    model: GPT,
+    optimizer: Optimizer,
+    excerpt: "Excerpt",
+    step: int,
+    lr_scale: float,
+    grad_clip: float,
+    *,
+    progress: float = 0.0,
 ) -> tuple[float, float]:
-    """A step, made as every training makes it. `step` counts this optimizer's own. Returns the loss and the gradient's norm."""
+    """A step, made as every training makes it, but for a loss whose logits can be seen: they are there all at once.
+
+    `step` counts this optimizer's own, `progress` is that of the training. Returns the loss and the gradient's norm.
+    """
     loss, grad_norm, _ = update(
         model,
         optimizer,
         excerpt,
         step=step,
         lr_scale=lr_scale,
+        progress=progress,
+        loss_of=sum_of_losses,
         grad_clip=grad_clip,
         numerics=Numerics("cpu", 1, "float32", 1),
         ranks=Ranks(),
@@ -288,11 +313,15 @@ def describe_schedule(schedule: Schedule, step: int, metrics: list[dict]) -> dic
 
 
 def describe_rates(model: GPT, optimizer: Optimizer, specification: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each group of parameters: the rate that the configuration gives, and the factor that the model's width puts on it."""
+    """Of each group of parameters: the rate that the configuration gives, and the factor that width and group put on it."""
     groups = [("Muon", "matrix_lr", 1.0, optimizer.muon.lr, list(optimizer.muon.momenta))]
     width = width_scale(model.config.n_embd)
+    specification = {**specification, "optimizer.scalar_lr": optimizer.parts.scalar_lr, "optimizer.SMEAR_LR": SMEAR_LR}
     for group, adamw in optimizer.adamws.items():
-        groups.append(("AdamW", f"{group}_lr", width, adamw.lr, list(adamw.parameters)))
+        key = RATE_OF.get(group, f"{group}_lr")
+        given = specification[key]
+        factor = width if group in ("embedding", "unembedding") else adamw.lr / given if given else 1.0
+        groups.append(("AdamW", key, factor, adamw.lr, list(adamw.parameters)))
     return [
         {
             "optimizer": moved_by,

@@ -108,7 +108,7 @@ class Watcher:
         sizes: Counter[str] = Counter()
         moved_by: dict[str, tuple[str, float]] = {}
         for name, parameter in self.model.named_parameters():
-            component = name.rpartition(".")[0]
+            component = name.rpartition(".")[0] or name
             before = self.before[name]
             lengths = [self.gradients[name], self.clipped[name], norm(before), norm(parameter.detach() - before)]
             squares[component] = squares.get(component, 0) + torch.tensor(lengths, dtype=torch.float64) ** 2

@@ -26,6 +26,8 @@ rule base_train:
         runtime="12h",
         micro_batch=run_time("base_train", "micro_batch"),
         commit_every=run_time("base_train", "commit_every"),
+        attention_backend=run_time("base_train", "attention_backend"),
+        compile=run_time("base_train", "compile"),
     params:
         specification=specification("base_train"),
         model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
@@ -37,6 +39,8 @@ rule base_train:
         " --model {params.model:q}"
         " --micro-batch {resources.micro_batch}"
         " --commit-every {resources.commit_every}"
+        " --attention-backend {resources.attention_backend}"
+        " --compile {resources.compile}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume results/{wildcards.run:q}/resume/base_train"

@@ -27,6 +27,8 @@ rule mid_train:
         runtime="12h",
         micro_batch=run_time("mid_train", "micro_batch"),
         commit_every=run_time("mid_train", "commit_every"),
+        attention_backend=run_time("mid_train", "attention_backend"),
+        compile=run_time("mid_train", "compile"),
     params:
         specification=specification("mid_train"),
         resume="results/{run}/resume/mid_train",
@@ -38,6 +40,8 @@ rule mid_train:
         " --start-from {input.model:q}"
         " --micro-batch {resources.micro_batch}"
         " --commit-every {resources.commit_every}"
+        " --attention-backend {resources.attention_backend}"
+        " --compile {resources.compile}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume {params.resume:q}"
@@ -64,6 +68,8 @@ use rule mid_train as sft with:
         runtime="12h",
         micro_batch=run_time("sft", "micro_batch"),
         commit_every=run_time("sft", "commit_every"),
+        attention_backend=run_time("sft", "attention_backend"),
+        compile=run_time("sft", "compile"),
     params:
         specification=specification("sft"),
         resume="results/{run}/resume/sft",

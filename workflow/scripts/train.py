@@ -33,6 +33,10 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, required=True, help="folder of the commits, which outlive this process")
     parser.add_argument("--micro-batch", type=int, default=0, help="rows in a forward pass (0: as many as memory allows)")
     parser.add_argument("--commit-every", type=int, default=0, help="steps between commits (0: only before evaluations)")
+    parser.add_argument(
+        "--attention-backend", default="auto", help="back end of fused attention: auto, or a name (nanochat.attention)"
+    )
+    parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"], help="compile the model's blocks")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
@@ -48,11 +52,13 @@ def main() -> None:
 
 
 def run(args, stage: Stage) -> None:
+    from nanochat.attention import use_attention
     from nanochat.checkpoint import Commits
+    from nanochat.compiling import compile_blocks
     from nanochat.dataloader import Loader, fingerprint, open_rows
     from nanochat.determinism import use_deterministic_kernels
     from nanochat.distributed import choose_dtype, join_ranks
-    from nanochat.optimizer import build_optimizer
+    from nanochat.optimizer import Parts, build_optimizer
     from nanochat.tokenizer import Tokenizer
     from nanochat.train import Schedule, train
 
@@ -79,13 +85,18 @@ def run(args, stage: Stage) -> None:
         # what the specification leaves open is chosen when the training begins, and kept wherever it goes on
         kept = commits.numerics() or {}
         model.compute_dtype = choose_dtype(kept.get("dtype", specification["dtype"]), ranks.device)
-        numerics = choose_numerics(args, model, loader, kept, ranks)
+        numerics = choose_numerics(args, model, loader, schedule, kept, ranks)
+        use_attention(model, numerics.attention)
+        if numerics.is_compiled:
+            compile_blocks(model)
         optimizer = build_optimizer(
             model,
             matrix_lr=specification["matrix_lr"],
             embedding_lr=specification["embedding_lr"],
             unembedding_lr=specification["unembedding_lr"],
             weight_decay=specification["weight_decay"],
+            parts=Parts(**specification.get("optimizer", {})),
+            warmdown_ratio=specification["warmdown_ratio"],
             ranks=ranks,
         )
         data = {"train": fingerprint(rows), "validation": fingerprint(validation), "order": loader.fingerprint()}
@@ -93,7 +104,8 @@ def run(args, stage: Stage) -> None:
         log.info(
             f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
             f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
-            f"{numerics.micro_batch} rows a forward pass"
+            f"{numerics.micro_batch} rows a forward pass, attention: {numerics.attention}, "
+            f"{'compiled, the first step takes longer' if numerics.is_compiled else 'not compiled'}"
         )
         attempt = Attempt.from_environment()
         training = train(
@@ -165,8 +177,13 @@ def count_steps(specification: dict, model: GPT, loader: Loader) -> int:
     )
 
 
-def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) -> Numerics:
+def choose_numerics(args, model: GPT, loader: Loader, schedule: Schedule, kept: dict, ranks: Ranks) -> Numerics:
+    import torch
+
+    from nanochat.attention import choose_attention
+    from nanochat.compiling import choose_compiling
     from nanochat.distributed import choose_dtype
+    from nanochat.planning.predict import table_speed
     from nanochat.train import Numerics, choose_micro_batch
 
     rows = loader.batch_rows // ranks.world_size
@@ -182,7 +199,24 @@ def choose_numerics(args, model: GPT, loader: Loader, kept: dict, ranks: Ranks) 
         world_size=ranks.world_size,
     )
     muon_dtype = str(choose_dtype("auto", ranks.device)).removeprefix("torch.")
-    return Numerics(ranks.device.type, ranks.world_size, model.dtype_name, micro_batch, muon_dtype, ranks.hardware)
+    attention = kept.get("attention", "auto") if args.attention_backend == "auto" else args.attention_backend
+    is_compiled = kept.get("is_compiled") if args.compile == "auto" else None
+    if is_compiled is None:
+        speed = table_speed(
+            model.config.as_dict(), device=None, num_devices=1, cores=torch.get_num_threads() * ranks.world_size
+        )
+        seconds = schedule.num_steps * loader.tokens_per_step * speed.train_token_s
+        is_compiled = choose_compiling(args.compile, device=ranks.device, seconds=seconds)
+    return Numerics(
+        device_type=ranks.device.type,
+        world_size=ranks.world_size,
+        dtype=model.dtype_name,
+        micro_batch=micro_batch,
+        muon_dtype=muon_dtype,
+        attention=choose_attention(attention, model, ranks.device),
+        is_compiled=is_compiled,
+        hardware=ranks.hardware,
+    )
 
 
 def evaluate(
