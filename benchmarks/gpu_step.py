@@ -138,19 +138,21 @@ def attention_kernel() -> str:
 def step_figures(*, model: dict, micro_batch: int) -> dict:
     import torch
 
+    from nanochat.casts import Casts
+    from nanochat.loss import chunked_sum_of_losses
     from nanochat.schedule import flops_per_token
-    from nanochat.train import clip_gradients, sum_of_losses
 
     model, gpt = build(model)
-    optimizer = build_optimizer_of(gpt)
+    optimizer, casts = build_optimizer_of(gpt), Casts(gpt)
     length, parameters = gpt.config.sequence_len, list(gpt.parameters())
     x, y = (torch.randint(0, gpt.config.vocab_size, (micro_batch, length), device="cuda") for _ in range(2))
 
     def forward_and_backward() -> None:
-        (sum_of_losses(gpt, x, y) / (2 * y.numel())).backward()
+        with casts.made():
+            (chunked_sum_of_losses(gpt, x, y) / (2 * y.numel())).backward()
 
     def update() -> None:
-        clip_gradients(parameters, 1.0)
+        optimizer.clip(1.0)
         optimizer.step(step=step, lr_scale=1e-3)
         for parameter in parameters:
             parameter.grad = None

@@ -45,8 +45,8 @@ def measure(job: dict) -> None:
 
     from nanochat.distributed import choose_dtype
     from nanochat.gpt import GPT, GPTConfig
+    from nanochat.loss import chunked_sum_of_losses
     from nanochat.optimizer import build_optimizer
-    from nanochat.train import sum_of_losses
 
     micro_batch = job.pop("micro_batch")
     model = GPT(GPTConfig.preset("nanochat", n_layer=4, n_kv_head=job["n_head"], sequence_len=LENGTH, **job)).init_weights(0)
@@ -58,7 +58,7 @@ def measure(job: dict) -> None:
     for step in range(4):
         began = time.perf_counter()
         for inputs, targets in zip(x.split(micro_batch), y.split(micro_batch), strict=True):
-            (sum_of_losses(model, inputs, targets) / y.numel()).backward()
+            (chunked_sum_of_losses(model, inputs, targets) / y.numel()).backward()
         optimizer.step(step=step, lr_scale=1.0)
         for parameter in model.parameters():
             parameter.grad = None

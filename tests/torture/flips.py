@@ -6,6 +6,7 @@ another rank, count as failures, too.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def failure_of(flip: Flip, outcomes: Sequence[Outcome], right: str) -> str | Non
         return f"{flip}: {outcomes[0].error}"
     if told and not any(name in told[0] for name in (flip.tensor, STEPS, "more. A bit")):
         return f"{flip}: the message names neither it nor its step: {told[0]}"
-    if told and len(outcomes) > 2 and f"rank {flip.rank} (" not in told[0].split(" of ")[0]:
+    if told and len(outcomes) > 2 and re.findall(r"rank (\d+) \(", told[0]) != [str(flip.rank)]:
         return f"{flip}: the message names another rank: {told[0]}"
     return None
 
