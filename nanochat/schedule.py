@@ -8,7 +8,7 @@ from nanochat.errors import UserError
 from nanochat.presets import OFF, SMEAR_CHANNELS, VALUE_CHANNELS, has_value_embedding, layer_windows
 
 MUON_MOMENTUM = (0.85, 0.95, 300)  # from, to, over so many steps: early gradients turn quickly and should be forgotten sooner
-TOKENS_ON_CPU = 4_096  # of a micro-batch: enough to fill the matrix products, few enough for the caches
+NUMBERS_ON_CPU = 3 * 2**19  # in the residual stream of a micro-batch: enough to fill the products, few enough for the caches
 REFERENCE_WIDTH = 768  # the width at which nanochat's AdamW rates were found
 
 
@@ -122,8 +122,8 @@ def tokens_attended(model: Mapping[str, Any]) -> list[int]:
 
 
 def micro_batch_on_cpu(model: Mapping[str, Any], rows: int) -> int:
-    """Rows in a forward pass of a training on a CPU: a divisor of `rows` of at most `TOKENS_ON_CPU` tokens."""
-    return divisor_at_most(rows, TOKENS_ON_CPU / model["sequence_len"])
+    """Rows in a forward pass of a training on a CPU: a divisor of `rows`. Of d6, 4,096 tokens."""
+    return divisor_at_most(rows, NUMBERS_ON_CPU / (model["n_embd"] * model["sequence_len"]))
 
 
 def divisor_at_most(number: int, limit: float) -> int:

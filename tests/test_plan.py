@@ -95,11 +95,11 @@ def test_steps_of_a_mixture_are_unknown_until_its_rows_are_counted(rows):
     assert count_steps(specification, model, train_rows=801) == 101  # 8 rows a step, the last one partly of the next epoch
 
 
-@pytest.mark.parametrize(("vocab_size", "length"), [(1024, 256), (8192, 256), (65_536, 2048), (300, 16)])
-def test_the_micro_batch_of_a_cpu_is_the_one_that_the_training_chooses(vocab_size, length):
+@pytest.mark.parametrize(("width", "length"), [(192, 256), (384, 512), (1280, 2048), (32, 16)])
+def test_the_micro_batch_of_a_cpu_is_the_one_that_the_training_chooses(width, length):
     from nanochat.train import choose_micro_batch
 
-    model = {"vocab_size": vocab_size, "sequence_len": length}
+    model = {"n_embd": width, "sequence_len": length}
     chosen = [choose_micro_batch(0, rows=rows, model=model, dtype="bfloat16") for rows in (1, 16, 24)]
     assert [micro_batch_on_cpu(model, rows) for rows in (1, 16, 24)] == chosen
 

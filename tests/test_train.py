@@ -169,7 +169,7 @@ def test_gradients_are_clipped_by_their_common_norm():
 
 def test_micro_batch_divides_the_rows_of_a_rank():
     def choose(requested, **changes):
-        model = {"sequence_len": 2**10}  # four rows are the tokens of a forward pass on a CPU
+        model = {"sequence_len": 2**10, "n_embd": 384}  # a stream of 1.5 million numbers has four rows
         return choose_micro_batch(requested, rows=12, model=model | changes, dtype="float32")
 
     assert choose(0) == 4
