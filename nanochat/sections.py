@@ -23,7 +23,7 @@ ScoredTask = Literal["arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 # keys that decide how fast or how chatty a training is, never what comes out of it: in no specification
-RUN_TIME_KEYS = ("micro_batch", "commit_every", "attention_backend", "compile")
+RUN_TIME_KEYS = ("micro_batch", "commit_every", "attention_backend", "compile", "recompute")
 
 
 def key(default: Any, meaning: str, **limits: Any) -> Any:
@@ -130,6 +130,7 @@ class Training(Section):
     compile: Literal["auto", "always", "never"] = key(
         "auto", "compile the blocks (torch.compile); auto = on CPUs, for trainings of more than ten minutes"
     )
+    recompute: bool = key(False, "make activations again in the backward pass instead of keeping them: less memory, slower")
 
 
 class Components(Section):

@@ -7,12 +7,14 @@ micro-batch, dtype and library versions, which together are its numeric identity
 are not those of an undisturbed run. Not part of it: the number of threads on a CPU, which changed no bit where it was measured.
 """
 
+import gc
 import logging
 import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -124,6 +126,24 @@ def peak_memory_bytes(ranks: Ranks) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """What is there already is never looked through again, and the rest when `gc.collect` is called.
+
+    A step makes no cycles to speak of, but enough objects for Python to look for some: half a second at a time in a large
+    process, on one rank while the others wait.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+@rare_garbage_collection()
 def train(
     model: GPT,
     optimizer: Optimizer,
@@ -162,6 +182,7 @@ def train(
     speeds = Speeds(history["speeds"], schedule.num_steps, loader.tokens_per_step)
 
     def commit(step: int) -> None:
+        gc.collect()
         agreed = agreement.require(step)
         gathered = optimizer.gather()
         if ranks.is_main and gathered is not None:
@@ -278,11 +299,11 @@ def update(
         raise out_of_memory(error, numerics.micro_batch) from None
     ranks.sum_([loss_and_stop])
     optimizer.sum_gradients()
-    loss, stops = loss_and_stop[0], loss_and_stop[1]
-    grad_norm = optimizer.clip(grad_clip).item()
-    if not (math.isfinite(loss.item()) and math.isfinite(grad_norm)):
+    # the only moment of a step at which the host waits for a GPU
+    loss, stops, grad_norm = torch.cat([loss_and_stop, optimizer.clip(grad_clip)[None]]).tolist()
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise UserError(
-            f"step {step}: the loss is {loss.item()} and the gradient's norm {grad_norm}; the update was not made, and the "
+            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; the update was not made, and the "
             f"commits before this step are good. Lower the learning rate, or look at the rows of this batch: "
             f"{loader.step_rows(step).tolist()[:8]} ..."
         )
@@ -293,7 +314,7 @@ def update(
         agreement.keep()
     for parameter in model.parameters():
         parameter.grad = None
-    return loss.item(), grad_norm, stops.item() > 0
+    return loss, grad_norm, stops > 0
 
 
 def out_of_memory(error: torch.OutOfMemoryError, micro_batch: int) -> UserError:

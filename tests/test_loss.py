@@ -8,6 +8,7 @@ from small_models import PRESETS, random_model
 from nanochat import loss as module
 from nanochat.casts import Casts
 from nanochat.loss import LinearCrossEntropy, chunked_sum_of_losses, chunks
+from nanochat.recompute import recompute_blocks
 from nanochat.train import sum_of_losses
 
 
@@ -113,3 +114,24 @@ def test_the_logits_of_all_positions_never_exist(monkeypatch):
 def test_chunks_are_as_large_as_told_and_never_empty():
     assert chunks(5, 10, 20) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert chunks(2, 10, 1) == [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.parametrize("sizes", PRESETS.values(), ids=PRESETS)
+def test_activations_made_again_give_the_same_bits(sizes):
+    model = random_model(**sizes)
+    expected = gradients_of(model, chunked_sum_of_losses)
+    calls = count_calls(model.blocks[0].mlp)
+    recompute_blocks(model)
+    found = gradients_of(model, chunked_sum_of_losses)
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    assert calls == [2 * 3], "three micro-batches, each forward pass made twice"
+
+
+def count_calls(module):
+    calls = [0]
+
+    def count(*_):
+        calls[0] += 1
+
+    module.register_forward_pre_hook(count)
+    return calls

@@ -12,8 +12,8 @@ a compiled model can make norms, rotations, relu^2, the soft cap and the softmax
 eager one keeps each result: of our 4.1 GB a row, 2.1 are logits in four versions. The batch of a step is the same with any
 micro-batch, so a smaller one changes the result by rounding only, and the speed by 3 % from 16 to 8 (benchmarks/README.md).
 
-Since these measurements the loss is computed in chunks (`nanochat.loss`) and the optimizer's state is shared out among ranks, so
-a training takes less than this says; how much less, no GPU was asked yet. Larger micro-batches than the one chosen may fit.
+Since these measurements the loss is computed in chunks (`nanochat.loss`) and the optimizer's state is shared out among ranks,
+so a training takes less than this says; how much less, no GPU was asked yet. Larger micro-batches than the one chosen may fit.
 
 Covered: training, one process a GPU, every component of GPTConfig.
 Not covered: the CUDA context and NCCL's buffers (about 1 GB, in `USABLE_SHARE`), generation's caches, CPUs.

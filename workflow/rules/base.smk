@@ -28,6 +28,7 @@ rule base_train:
         commit_every=run_time("base_train", "commit_every"),
         attention_backend=run_time("base_train", "attention_backend"),
         compile=run_time("base_train", "compile"),
+        recompute=run_time("base_train", "recompute"),
     params:
         specification=specification("base_train"),
         model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
@@ -41,6 +42,7 @@ rule base_train:
         " --commit-every {resources.commit_every}"
         " --attention-backend {resources.attention_backend}"
         " --compile {resources.compile}"
+        " --recompute {resources.recompute}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume results/{wildcards.run:q}/resume/base_train"

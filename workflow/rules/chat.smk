@@ -29,6 +29,7 @@ rule mid_train:
         commit_every=run_time("mid_train", "commit_every"),
         attention_backend=run_time("mid_train", "attention_backend"),
         compile=run_time("mid_train", "compile"),
+        recompute=run_time("mid_train", "recompute"),
     params:
         specification=specification("mid_train"),
         resume="results/{run}/resume/mid_train",
@@ -42,6 +43,7 @@ rule mid_train:
         " --commit-every {resources.commit_every}"
         " --attention-backend {resources.attention_backend}"
         " --compile {resources.compile}"
+        " --recompute {resources.recompute}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume {params.resume:q}"
@@ -70,6 +72,7 @@ use rule mid_train as sft with:
         commit_every=run_time("sft", "commit_every"),
         attention_backend=run_time("sft", "attention_backend"),
         compile=run_time("sft", "compile"),
+        recompute=run_time("sft", "recompute"),
     params:
         specification=specification("sft"),
         resume="results/{run}/resume/sft",

@@ -103,7 +103,12 @@ def specification(stage):
 
 def run_time(stage, key):
     """A key that changes how a stage runs but not what it makes: a resource, so that Snakemake does not compare it."""
-    return lambda wildcards: CONFIG.run_time(wildcards.run, stage)[key] or 0
+
+    def value(wildcards):
+        found = CONFIG.run_time(wildcards.run, stage)[key] or 0
+        return int(found) if isinstance(found, bool) else found
+
+    return value
 
 
 # -- downloads ---------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def main() -> None:
         "--attention-backend", default="auto", help="back end of fused attention: auto, or a name (nanochat.attention)"
     )
     parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"], help="compile the model's blocks")
+    parser.add_argument("--recompute", type=int, default=0, choices=[0, 1], help="make activations again, to save memory")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
@@ -59,6 +60,7 @@ def run(args, stage: Stage) -> None:
     from nanochat.determinism import use_deterministic_kernels
     from nanochat.distributed import choose_dtype, join_ranks
     from nanochat.optimizer import Parts, build_optimizer
+    from nanochat.recompute import recompute_blocks
     from nanochat.tokenizer import Tokenizer
     from nanochat.train import Schedule, train
 
@@ -87,6 +89,8 @@ def run(args, stage: Stage) -> None:
         model.compute_dtype = choose_dtype(kept.get("dtype", specification["dtype"]), ranks.device)
         numerics = choose_numerics(args, model, loader, schedule, kept, ranks)
         use_attention(model, numerics.attention)
+        if args.recompute:
+            recompute_blocks(model)
         if numerics.is_compiled:
             compile_blocks(model)
         optimizer = build_optimizer(
