@@ -20,7 +20,12 @@ BLOCK = 256  # queries; 128 skip more of the hidden half in products that are le
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). `visible` (T, S): a mask of its own; None: the causal one."""
+    """q (B, H, T, D), k and v (B, G, S, D) -> (B, H, T, D). `visible` (T, S): a mask of its own; None: the causal one.
+
+    A mask with more dimensions is that of a cache, for models that write: PyTorch's kernel has that.
+    """
+    if visible is not None and visible.dim() > 2:
+        return sdpa_attention(q, k, v, visible)
     groups = q.size(1) // k.size(1)
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

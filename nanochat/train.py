@@ -299,11 +299,12 @@ def update(
         raise out_of_memory(error, numerics.micro_batch) from None
     ranks.sum_([loss_and_stop])
     optimizer.sum_gradients()
+    grad_norm = optimizer.clip(grad_clip)
     # the only moment of a step at which the host waits for a GPU
-    loss, stops, grad_norm = torch.cat([loss_and_stop, optimizer.clip(grad_clip)[None]]).tolist()
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+    loss, stops, norm = torch.cat([loss_and_stop, grad_norm[None]]).tolist()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise UserError(
-            f"step {step}: the loss is {loss} and the gradient's norm {grad_norm}; the update was not made, and the "
+            f"step {step}: the loss is {loss} and the gradient's norm {norm}; the update was not made, and the "
             f"commits before this step are good. Lower the learning rate, or look at the rows of this batch: "
             f"{loader.step_rows(step).tolist()[:8]} ..."
         )
@@ -314,7 +315,7 @@ def update(
         agreement.keep()
     for parameter in model.parameters():
         parameter.grad = None
-    return loss, grad_norm, stops > 0
+    return loss, norm, stops > 0
 
 
 def out_of_memory(error: torch.OutOfMemoryError, micro_batch: int) -> UserError:

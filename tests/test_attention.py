@@ -9,6 +9,7 @@ from nanochat.attention import blocked_attention, blocks, choose_attention, use_
 from nanochat.compiling import choose_compiling
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig, naive_attention
+from nanochat.kv_cache import KVCache
 
 CPU = torch.device("cpu")
 
@@ -57,6 +58,18 @@ def test_a_mask_of_its_own_is_obeyed():
     gradient = torch.randn(q.shape)
     for ours, theirs in zip(*(torch.autograd.grad(y, inputs, gradient) for y in (found, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_a_cache_can_use_it():
+    model = random_model()
+    x = torch.randint(0, model.config.vocab_size, (2, 6))
+    expected = model(x)
+    use_attention(model, "blocked")
+    cache = KVCache(model.config, 2, 8, torch.float32, "cpu")
+    for token in range(6):
+        found = model(x[:, token : token + 1], cache)
+        cache.advance(1)
+    torch.testing.assert_close(found[:, 0], expected[:, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_cover_all_tokens(monkeypatch):

@@ -24,6 +24,7 @@ from nanochat.kv_cache import KVCache
 from nanochat.loss import chunked_sum_of_losses
 from nanochat.optimizer import build_optimizer
 from nanochat.planning.predict import Speed, table_speed
+from nanochat.train import sum_of_losses
 
 SECONDS_A_PART = 2.0  # of repetitions, for each of the few parts that are timed
 LONGEST_S = 2.0  # a single repetition that the table expects to take longer is not tried
@@ -67,7 +68,7 @@ def train_seconds(gpt: GPT, rows: int) -> float:
 @torch.inference_mode()
 def forward_seconds(gpt: GPT, rows: int) -> float:
     x, y = random_rows(gpt, rows), random_rows(gpt, rows)
-    return typical_seconds(lambda: chunked_sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
+    return typical_seconds(lambda: sum_of_losses(gpt, x, y), seconds=SECONDS_A_PART / 2)
 
 
 @torch.inference_mode()
