@@ -9,6 +9,7 @@ from configurations import DOCUMENT, load
 
 from nanochat.config import STAGES, Config
 from nanochat.presets import OFF, PRESETS
+from nanochat.sections import RUN_TIME_KEYS
 
 CHAT_EVAL = {"chat_eval/mid_train", "chat_eval/sft"}
 TRAINING = {"base_train", "mid_train", "sft"}
@@ -149,9 +150,9 @@ def test_a_specification_leaves_out_what_inputs_tell_and_run_time_keys(tmp_path:
     pretraining = json.loads(config.specification("small", "base_train"))
     assert not {"vocab_size", "sequence_len"} & set(pretraining["model"])
     for stage in TRAINING:
-        assert set(config.run_time("small", stage)) == {"micro_batch", "commit_every"}
+        assert set(config.run_time("small", stage)) == set(RUN_TIME_KEYS)
         keys = json.loads(config.specification("small", stage))
-        assert not {"micro_batch", "commit_every", "mixture", "validation", "mask_user"} & set(keys)
+        assert not {*RUN_TIME_KEYS, "mixture", "validation", "mask_user"} & set(keys)
     assert config.run_time("small", "tokens/sft") == {}
 
 

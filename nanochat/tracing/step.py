@@ -97,6 +97,8 @@ def trace_step(
         parts=Parts(**specification.get("optimizer", {})),
         warmdown_ratio=schedule.warmdown_ratio,
     )
+    for adamw in optimizer.adamws.values():
+        adamw.piece = 2**62  # whole tables, which are what the page shows; the same bits
     bpb, evaluation_code = trace_evaluation(model, tokenizer, validation_batch)
     progress = middle / schedule.num_steps
     make_step(model, optimizer, excerpt, 0, schedule.scale(middle), specification["grad_clip"], progress=progress)
