@@ -55,11 +55,17 @@ def test_rows_of_different_lengths_decode_as_each_alone(sizes):
     model = random_model(**sizes)
     prompts = random_prompts(TOKENIZER, [3, 20, 9])
     following = torch.randint(256, (3, 6), generator=torch.Generator().manual_seed(2))
-    cache = cache_for(model, 3, 30)
+    compare_with_alone(model, prompts, following.split([1, 1, 3, 1], dim=1))
+
+
+def compare_with_alone(model, prompts, columns):
+    """Rows that are read into a cache and go on in these columns, (B, T) each, against each row read by itself."""
+    following = torch.cat(columns, dim=1)
+    cache = cache_for(model, len(prompts), max(map(len, prompts)) + following.size(1))
     trees = [Tree(prompt) for prompt in prompts]
-    model(flat_tokens(trees, torch.device("cpu")), Prefill(trees, cache, [[0], [1], [2]]))
+    model(flat_tokens(trees, torch.device("cpu")), Prefill(trees, cache, [[slot] for slot in range(len(prompts))]))
     cache.lengths = [len(prompt) for prompt in prompts]
-    logits = torch.cat([read(model, column, cache) for column in following.split([1, 1, 3, 1], dim=1)], dim=1)  # (3, 6, V)
+    logits = torch.cat([read(model, column, cache) for column in columns], dim=1)  # (B, T, V)
     for row, prompt in enumerate(prompts):
         alone = model(torch.tensor([prompt + following[row].tolist()]))[0, len(prompt) :]
         torch.testing.assert_close(logits[row], alone, atol=1e-4, rtol=1e-4)
@@ -71,13 +77,7 @@ def test_windows_look_back_as_far_from_a_cache():
     assert [block.attn.window for block in model.blocks] == [128, 128, 128, None]
     prompts = random_prompts(TOKENIZER, [3, 300, 127, 140])
     following = torch.randint(256, (4, 12), generator=torch.Generator().manual_seed(2))
-    cache, trees = cache_for(model, 4, 320), [Tree(prompt) for prompt in prompts]
-    model(flat_tokens(trees, torch.device("cpu")), Prefill(trees, cache, [[0], [1], [2], [3]]))
-    cache.lengths = [len(prompt) for prompt in prompts]
-    logits = torch.cat([read(model, column, cache) for column in following.split([1, 1, 7, 3], dim=1)], dim=1)  # (4, 12, V)
-    for row, prompt in enumerate(prompts):
-        alone = model(torch.tensor([prompt + following[row].tolist()]))[0, len(prompt) :]
-        torch.testing.assert_close(logits[row], alone, atol=1e-4, rtol=1e-4)
+    compare_with_alone(model, prompts, following.split([1, 1, 7, 3], dim=1))
 
 
 @torch.inference_mode()

@@ -67,6 +67,30 @@ def test_a_training_killed_and_started_again_ends_in_the_same_bits(undisturbed, 
     assert [step for step, _ in resumed["speeds"]] == list(range(1, 13)), "the speed of every step, before and after"
 
 
+SPEEDRUN_PARTS = {
+    "orthogonalizer": "polar_express", "equilibrate_rows": True, "renormalize": True, "normalize_variance": True,
+    "momentum": [0.85, 0.97, 4], "final_momentum": 0.9, "matrix_decay": 0.1, "cautious": True,
+    "matrix_decay_schedule": "cosine", "groups": "speedrun",
+}  # fmt: skip
+MODES = {
+    "bfloat16, blocked": ["--dtype", "bfloat16", "--attention", "blocked"],
+    "speedrun": ["--preset", "speedrun", "--parts", json.dumps(SPEEDRUN_PARTS)],
+    "made again": ["--recompute"],
+    "compiled": ["--compile", "--dtype", "bfloat16", "--attention", "blocked"],
+}
+
+
+@pytest.mark.parametrize("options", MODES.values(), ids=MODES)
+def test_in_every_mode_a_killed_training_ends_in_the_bits_of_an_undisturbed_one(undisturbed, tmp_path, options):
+    whole = finish(tmp_path / "whole", *options)
+    assert start(tmp_path / "killed", *options, "--die-at", 7).returncode == -9
+    resumed = finish(tmp_path / "killed", *options)
+    assert resumed["weights"] == whole["weights"] and resumed["metrics"] == whole["metrics"]
+    assert losses(whole)[-1] < 3.5
+    same_as_plain = options == MODES["made again"]
+    assert (whole["weights"] == undisturbed["weights"]) == same_as_plain, "the mode was in force"
+
+
 def test_a_long_training_records_its_speed_at_500_points_and_goes_on_with_them():
     speeds = module.Speeds([], num_steps=1_000, tokens_per_step=10)
     for step in range(1, 500):

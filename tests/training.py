@@ -16,13 +16,16 @@ import numpy as np
 import torch
 
 from nanochat import train as module
+from nanochat.attention import use_attention
 from nanochat.checkpoint import Commits, weights
+from nanochat.compiling import compile_blocks
 from nanochat.dataloader import Loader, PackedRows
 from nanochat.determinism import use_deterministic_kernels
 from nanochat.distributed import join_ranks
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.jobs.attempt import Attempt, follow_launcher
-from nanochat.optimizer import build_optimizer
+from nanochat.optimizer import Parts, build_optimizer
+from nanochat.recompute import recompute_blocks
 from nanochat.train import Numerics, Schedule, train
 
 SIZES = {"vocab_size": 97, "n_layer": 2, "n_head": 2, "n_kv_head": 1, "n_embd": 32, "sequence_len": 16}
@@ -40,6 +43,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--eval-every", type=int, default=4)
     parser.add_argument("--commit-every", type=int, default=3)
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--parts", type=json.loads, default={}, help="the optimizer's, as JSON")
     parser.add_argument("--masked", action="store_true", help="supervise a varying part of each row")
     parser.add_argument("--die-at", type=int, help="SIGKILL in the middle of this step's update")
     parser.add_argument("--nan-at", type=int, help="a NaN in the gradient of this step")
@@ -57,8 +64,16 @@ def run(args, ranks) -> None:
         GPT(GPTConfig.preset(args.preset, **{**SIZES, "sequence_len": args.length})).init_weights(args.seed).to(ranks.device)
     )
     model.compute_dtype = getattr(torch, args.dtype)
+    if model.config.attention != "naive":
+        use_attention(model, args.attention)
+    if args.recompute:
+        recompute_blocks(model)
+    if args.compile:
+        compile_blocks(model)
     loader = Loader(make_rows(args, ranks), batch_rows=8, seed=args.seed)
-    optimizer = build_optimizer(model, matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.01, ranks=ranks)
+    optimizer = build_optimizer(
+        model, matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.01, parts=Parts(**args.parts), warmdown_ratio=0.5, ranks=ranks
+    )
     disturb(args, optimizer, loader)
     training = train(
         model,
