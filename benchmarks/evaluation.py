@@ -9,7 +9,7 @@ nanochat   its own evaluation of a model of its own with the same depth and voca
            are others, so only times are compared
 
 Plain and ours run as a stage does on a CPU, with the memory settings of its launcher; nanochat with none, as it comes.
-Model and tokenizer are made here: random weights, a vocabulary learned from --text. Plain and ours take turns, task by task.
+Model and tokenizer are made here: random weights, a vocabulary learned from --text. All take turns, task by task.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,21 +67,24 @@ def main() -> None:
     print(f"prompts rendered and tokenized, once: {time.perf_counter() - began:.1f} s\n")
     tasks = read_bundle(args.bundle, labels=args.tasks, max_per_task=args.items)
     batch_tokens = default_batch_tokens(device)
-    totals, far, changed, num_items = np.zeros(2), 0.0, 0, 0
+    totals, far, changed, num_items = np.zeros(3), 0.0, 0, 0
+    nanochat = Nanochat(args, tokenizer) if args.nanochat else None
     for task, tokens in zip(tasks, core.tasks, strict=True):
         expected, plain_s = timed(partial(plain_rows, plain, tokenizer, task))
         found, ours_s = timed(partial(our_rows, ours, tokenizer, tokens, batch_tokens))
         distances, wrong = compare(expected, found)
-        totals += plain_s, ours_s
+        theirs_s = nanochat.seconds(task.label) if nanochat else 0.0
+        totals += plain_s, ours_s, theirs_s
         far, changed, num_items = max(far, *distances), changed + wrong, num_items + len(found)
-        print(f"{task.label:34} plain {plain_s:7.2f} s   ours {ours_s:6.2f} s   x {plain_s / ours_s:5.2f}   "
-              f"losses within {max(distances):.1e}, {wrong} predictions differ", flush=True)  # fmt: skip
-    print(f"{'all':34} plain {totals[0]:7.2f} s   ours {totals[1]:6.2f} s   x {totals[0] / totals[1]:5.2f}   "
-          f"losses within {far:.1e}, {changed} of {num_items} predictions differ")  # fmt: skip
-    if args.nanochat:
-        for dtype in ("float32", "bfloat16"):
-            seconds = nanochat_seconds(args, tokenizer, dtype)
-            print(f"{'nanochat, ' + dtype:34}       {seconds:7.2f} s   ours, {plain.dtype_name}: x {seconds / totals[1]:5.2f}")
+        print(describe(task.label, (plain_s, ours_s, theirs_s), max(distances), f"{wrong}"), flush=True)
+    print(describe("all", totals, far, f"{changed} of {num_items}"))
+
+
+def describe(label: str, seconds: Sequence[float], distance: float, changed: str) -> str:
+    plain, ours, theirs = seconds
+    nanochat = f"   nanochat {theirs:7.2f} s   x {theirs / ours:5.2f}" if theirs else ""
+    return (f"{label:34} plain {plain:7.2f} s   ours {ours:6.2f} s   x {plain / ours:5.2f}{nanochat}"
+            f"   losses within {distance:.1e}, {changed} predictions differ")  # fmt: skip
 
 
 def learn(path: Path, vocab_size: int) -> Tokenizer:
@@ -165,7 +168,7 @@ import tiktoken, torch, yaml
 from nanochat.core_eval import evaluate_task
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import RustBPETokenizer
-bundle, depth, items, tokens, pattern, labels = json.loads(sys.stdin.read())
+bundle, depth, items, tokens, pattern = json.loads(sys.stdin.readline())
 ranks = {bytes.fromhex(token): rank for rank, token in enumerate(tokens)}
 encoding = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|bos|>": len(ranks)})
 tokenizer = RustBPETokenizer(encoding, "<|bos|>")
@@ -178,10 +181,9 @@ model.init_weights()
 model.eval()
 with zipfile.ZipFile(bundle) as bundle:
     entries = yaml.safe_load(bundle.read("eval_bundle/core.yaml"))["icl_tasks"]
-    seconds = 0.0
-    for entry in entries:
-        if labels and entry["label"] not in labels:
-            continue
+    entries = {entry["label"]: entry for entry in entries}
+    for label in sys.stdin:
+        entry = entries[label.strip()]
         lines = bundle.read(f"eval_bundle/eval_data/{entry['dataset_uri']}").decode().split(chr(10))
         data = [json.loads(line) for line in lines if line.strip()]
         random.Random(1337).shuffle(data)
@@ -189,21 +191,34 @@ with zipfile.ZipFile(bundle) as bundle:
                 "continuation_delimiter": entry.get("continuation_delimiter", " ")}
         began = time.perf_counter()
         evaluate_task(model, tokenizer, data[:items], torch.device("cpu"), meta)
-        seconds += time.perf_counter() - began
-print(seconds)
+        print("seconds", time.perf_counter() - began, flush=True)
 """
 
 
-def nanochat_seconds(args: argparse.Namespace, tokenizer: Tokenizer, dtype: str) -> float:
-    asked = [str(args.bundle.resolve()), args.depth, args.items, [token.hex() for token in tokenizer.tokens],
-             tokenizer.pattern, args.tasks]  # fmt: skip
-    environment = {key: value for key, value in os.environ.items() if key not in ON_CPUS}
-    environment |= {"PYTHONPATH": str(args.nanochat.resolve()), "NANOCHAT_DTYPE": dtype}
-    done = subprocess.run([sys.executable, "-c", NANOCHAT], input=json.dumps(asked), cwd=args.nanochat, env=environment,
-                          capture_output=True, text=True)  # fmt: skip
-    if done.returncode:
-        sys.exit(f"nanochat's evaluation failed:\n{done.stderr[-3_000:]}")
-    return float(done.stdout.split()[-1])
+class Nanochat:
+    """Its own evaluation of a model of the same size: a process without our settings, in the dtype that it takes by itself."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: Tokenizer):
+        environment = {key: value for key, value in os.environ.items() if key not in ON_CPUS}
+        environment |= {"PYTHONPATH": str(args.nanochat.resolve())}
+        self.process = subprocess.Popen([sys.executable, "-c", NANOCHAT], cwd=args.nanochat, env=environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        asked = [str(args.bundle.resolve()), args.depth, args.items, [token.hex() for token in tokenizer.tokens],
+                 tokenizer.pattern]  # fmt: skip
+        self.tell(json.dumps(asked))
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        print(line, file=self.process.stdin, flush=True)
+
+    def seconds(self, label: str) -> float:
+        """How long it takes for a task."""
+        self.tell(label)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        sys.exit(f"nanochat's evaluation ended with exit code {self.process.wait()}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ PyTorch's kernel for CPUs multiplies at a fraction of what the matrix library re
 of what the causal mask hides is never computed. Scores are in the dtype of q and k, as in `nanochat.gpt.naive_attention`; the
 softmax and what the backward pass subtracts are computed in fp32.
 
+Where nothing is to be trained, heads go one by one, whose tensors then need no copies, and PyTorch's kernel has the short
+sequences: it starts sooner. Measured for 3 heads of 128 and 2,750 tokens on 2 cores: 24 ms; PyTorch 46, all heads at once 28.
+
 Letters in the shape comments: N sequences times heads, T tokens, D width of a head, Q queries of a block, S keys that they see.
 """
 
@@ -14,9 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanochat.errors import UserError
+from nanochat.flash import KERNELS, check_kernel, open_kernel
 from nanochat.gpt import GPT, Attention, CausalSelfAttention, sdpa_attention
 
 BLOCK = 256  # queries; 128 skip more of the hidden half in products that are less efficient: equal at 512 tokens
+SHORT = 128  # queries, up to which PyTorch's kernel is the faster one without gradients
 
 
 def blocked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -26,10 +31,40 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -
     """
     if visible is not None and visible.dim() > 2:
         return sdpa_attention(q, k, v, visible)
+    is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if not is_trained and not torch.compiler.is_compiling():  # which would unroll its loops
+        return attend_by_head(q, k, v, visible)
     groups = q.size(1) // k.size(1)
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     return BlockedAttention.apply(q, k, v, visible)
+
+
+def attend_by_head(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """The same without gradients; nothing is kept."""
+    num_sequences, num_heads, num_tokens, width = q.shape
+    if num_tokens <= SHORT:
+        return sdpa_attention(q, k, v, visible)
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    group = num_heads // k.size(1)
+    mask = added_mask(visible if visible is not None else ~hidden_inside(BLOCK, q.device), q.dtype)
+    for sequence in range(num_sequences):
+        for head in range(num_heads):
+            queries = (q[sequence, head] * width**-0.5).contiguous()  # (T, D)
+            keys, values = (x[sequence, head // group].contiguous() for x in (k, v))  # (S, D)
+            for start, end, num_keys in blocks(num_tokens, k.size(2), is_causal=visible is None):
+                scores = queries[start:end] @ keys[:num_keys].T  # (Q, S)
+                if visible is None:
+                    scores[:, start:] += mask[: end - start, : end - start]
+                else:
+                    scores += mask
+                torch.mm(scores.softmax(dim=1), values[:num_keys], out=y[sequence, head, start:end])
+    return y
+
+
+def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where a query sees a key, else minus infinity. Adding takes half as long as filling."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -100,11 +135,18 @@ def choose_attention(name: str, model: GPT, device: torch.device) -> str:
 
 
 def use_attention(model: GPT, name: str) -> None:
-    """Have all blocks of a model use this back end. UserError if there is none of that name."""
+    """Have all blocks of a model use this back end. UserError if it is not there; one of `nanochat.flash` is checked first."""
     if name == "naive" and model.config.attention == "naive":
         return
-    if name not in BACKENDS:
-        raise UserError(f"attention {name!r} is unknown; there are {', '.join(BACKENDS)}")
+    if name in KERNELS:
+        device = model.wte.weight.device
+        kernel = open_kernel(name, device)
+        check_kernel(kernel, model, device)
+        attend: Attention = kernel
+    elif name in BACKENDS:
+        attend = BACKENDS[name]
+    else:
+        raise UserError(f"attention {name!r} is unknown; there are {', '.join((*BACKENDS, *KERNELS))}")
     for module in model.modules():
         if isinstance(module, CausalSelfAttention):
-            module.attend = BACKENDS[name]
+            module.attend = attend

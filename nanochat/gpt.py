@@ -370,8 +370,11 @@ def windowed(attend: Attention, q: Tensor, k: Tensor, v: Tensor, window: int) ->
     """Attention in which a token sees itself and the `window` before it: q (B, H, T, D), k and v (B, G, T, D) -> (B, H, T, D).
 
     Queries go in blocks, each with the keys that any of them sees, so work grows with T and not with its square. Most of what
-    matters is near, and the blocks that see all carry the rest (Longformer, arXiv 2004.05150; modded-nanogpt).
+    matters is near, and the blocks that see all carry the rest (Longformer, arXiv 2004.05150; modded-nanogpt). A back end that
+    knows windows by itself (`nanochat.flash`) gets the whole.
     """
+    if own := getattr(attend, "windowed", None):
+        return own(q, k, v, window)
     if q.size(2) <= window + 1:
         return attend(q, k, v, None)
     keys, values = k.split(WINDOW_BLOCK, dim=2), v.split(WINDOW_BLOCK, dim=2)

@@ -23,7 +23,7 @@ ScoredTask = Literal["arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 # keys that decide how fast or how chatty a training is, never what comes out of it: in no specification
-RUN_TIME_KEYS = ("micro_batch", "commit_every", "attention_backend", "compile", "recompute")
+RUN_TIME_KEYS = ("micro_batch", "commit_every", "attention_backend", "compile", "recompute", "determinism")
 
 
 def key(default: Any, meaning: str, **limits: Any) -> Any:
@@ -124,13 +124,16 @@ class Training(Section):
     dtype: Dtype = key("auto", "of the activations; auto = bfloat16 where the device computes in it fast")
     micro_batch: int | None = key(None, "rows of one forward pass; empty = what fits. Changes no result but rounding", ge=1)
     commit_every: int = key(250, "steps between commits to resume from; 0 = only at evaluations", ge=0)
-    attention_backend: Literal["auto", "sdpa", "blocked"] = key(
+    attention_backend: Literal["auto", "sdpa", "blocked", "flash2", "flash3", "flex"] = key(
         "auto", "what computes attention that is not written out; auto = blocked on CPUs in bfloat16, else PyTorch's sdpa"
     )
     compile: Literal["auto", "always", "never"] = key(
         "auto", "compile the blocks (torch.compile); auto = on CPUs, for trainings of more than ten minutes"
     )
     recompute: bool = key(False, "make activations again in the backward pass instead of keeping them: less memory, slower")
+    determinism: Literal["strict", "fast"] = key(
+        "strict", "strict = a resumed training ends in the same bits; fast = on GPUs sums go in any order, and it ends near"
+    )
 
 
 class Components(Section):

@@ -78,8 +78,9 @@ class Numerics:
     dtype: str
     micro_batch: int
     muon_dtype: str = "bfloat16"  # of Muon's iteration: what the device multiplies fast, whatever the activations are in
-    attention: str = "sdpa"  # what computes attention: a name of nanochat.attention.BACKENDS, or naive
+    attention: str = "sdpa"  # what computes attention: a name that nanochat.attention.use_attention knows
     is_compiled: bool = False
+    determinism: str = "strict"  # fast: a GPU's kernels may sum in any order, so the same work ends in other bits each time
     hardware: str = ""  # the GPU's name, or the CPU's and its widest instructions (`Ranks.hardware`)
     versions: dict[str, str] = field(default_factory=lambda: {name: versions()[name] for name in ARITHMETIC})
 
@@ -382,7 +383,9 @@ def restore(
     require_same_tensors(commits.folder, commit.optimizer, optimizer.empty_state())
     optimizer.load_state(commit.optimizer)
     log.info(f"going on from step {commit.step:,}")
-    changed = in_words(commit.state["numerics"], asdict(numerics))
+    changed = in_words({"determinism": "strict", **commit.state["numerics"]}, asdict(numerics))
+    if numerics.determinism == "fast":
+        changed.append("determinism: fast, which makes other bits each time")
     if changed:
         log.warning(f"not bit-identical to an undisturbed run from here on: {'; '.join(changed)}")
     is_exact = commit.state["is_exact"] and not changed

@@ -35,6 +35,22 @@ def test_blocked_attention_and_its_gradients_are_those_of_attention_written_out(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 5, 64, 300])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("is_masked", [False, True])
+@torch.inference_mode()
+def test_without_gradients_it_goes_head_by_head_to_the_same_end(monkeypatch, num_tokens, kv_heads, is_masked):
+    monkeypatch.setattr(module, "SHORT", 4)
+    monkeypatch.setattr(module, "BLOCK", 128)
+    q = torch.randn(2, num_tokens, 4, 8).transpose(1, 2)
+    k, v = (torch.randn(2, num_tokens, kv_heads, 8).transpose(1, 2) for _ in range(2))
+    visible = torch.rand(num_tokens, num_tokens) < 0.7 if is_masked else None
+    if visible is not None:
+        visible |= torch.eye(num_tokens, dtype=torch.bool)  # each sees one at least
+    found = blocked_attention(q, k, v, visible)
+    torch.testing.assert_close(found, naive_attention(q, k, v, visible), rtol=1e-5, atol=1e-5)
+
+
 def test_in_bfloat16_it_is_as_close_to_the_truth_as_attention_written_out():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 128, 32, generator=generator).bfloat16().requires_grad_() for _ in range(3))

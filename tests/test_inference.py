@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_models import PRESETS, random_model
 
+from nanochat.attention import choose_attention, use_attention
 from nanochat.inference import ReadyLinear, make_ready
 
 IDS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -15,6 +16,7 @@ IDS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(0))
 def test_a_ready_model_says_what_it_said(sizes, dtype):
     model = random_model(**sizes)
     model.compute_dtype = dtype
+    use_attention(model, choose_attention("auto", model, IDS.device))  # as it is trained
     expected = model(IDS)
     table = model.wte.weight.clone()
     found = make_ready(model)(IDS)

@@ -19,7 +19,7 @@ LAYERS = [
     {"gpt", "muon", "adamw", "optimizer", "cuts", "tokenizer", "tokenizer_eval", "dataset", "packing", "tokens", "calculator",
      "sandbox", "confined", "checkpoint", "tensor_file", "tiny_world", "core_bundle", "core_tokens", "batching", "inference",
      "kv_cache", "jobs.machine_check", "concepts", "gpt2", "gpt2_tokenizer", "attention", "casts",
-     "compiling", "loss", "recompute"},
+     "compiling", "loss", "recompute", "flash"},
     {"dataloader", "engine", "tasks", "conversations", "dialogue"},
     {"train", "loss_eval", "core_eval", "chat_eval", "planning.speed", "planning.preflight", "classroom"},
     {"reports", "component_map", "tracing"},

@@ -224,6 +224,15 @@ def test_an_evaluation_task_that_does_not_exist_is_named_before_anything_is_trai
 
 
 @pytest.mark.slow
+def test_attention_that_is_not_installed_is_named_before_anything_is_trained(project):
+    project.configure({"base_train.attention_backend": "flash3"})
+    failed = project.snakemake(BASE)
+    assert failed.returncode != 0
+    assert "flash3 was asked for, and its package flash_attn_interface is not installed" in failed.stdout + failed.stderr
+    assert nothing_trained(project)
+
+
+@pytest.mark.slow
 def test_editing_two_stages_at_once_makes_both_anew_beside_a_new_proof(quick_run, tmp_path):
     """Snakemake looks no further at a stage that is downstream of a planned job, unless it is told to."""
     project = copy_of(quick_run, tmp_path / "copy")

@@ -133,6 +133,14 @@ def test_a_resume_on_another_number_of_ranks_goes_on_and_says_that_it_is_not_exa
     assert [segment["from_step"] for segment in resumed["segments"]][-1] == 6
 
 
+def test_with_kernels_that_sum_in_any_order_a_resume_says_that_it_is_not_exact(tmp_path):
+    assert finish(tmp_path / "whole", "--determinism", "fast")["is_exact"]
+    assert start(tmp_path, "--determinism", "fast", "--die-at", 7).returncode == -9
+    resumed = finish(tmp_path, "--determinism", "fast")
+    assert not resumed["is_exact"]
+    assert resumed["segments"][-1]["changed"] == ["determinism: fast, which makes other bits each time"]
+
+
 def test_commits_of_another_training_are_refused_with_what_differs(tmp_path):
     assert start(tmp_path, "--die-at", 7).returncode == -9
     refused = start(tmp_path, "--seed", 6)

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--determinism", default="strict", help="what the training says of its kernels")
     parser.add_argument("--parts", type=json.loads, default={}, help="the optimizer's, as JSON")
     parser.add_argument("--masked", action="store_true", help="supervise a varying part of each row")
     parser.add_argument("--die-at", type=int, help="SIGKILL in the middle of this step's update")
@@ -86,7 +87,14 @@ def run(args, ranks) -> None:
         eval_every=args.eval_every,
         commits=Commits(args.folder / "resume", {"specification": {"seed": args.seed, "steps": args.steps}}),
         commit_every=args.commit_every,
-        numerics=Numerics(ranks.device.type, ranks.world_size, args.dtype, args.micro_batch, hardware=ranks.hardware),
+        numerics=Numerics(
+            ranks.device.type,
+            ranks.world_size,
+            args.dtype,
+            args.micro_batch,
+            determinism=args.determinism,
+            hardware=ranks.hardware,
+        ),
         ranks=ranks,
         attempt=Attempt.from_environment(),
     )

@@ -22,9 +22,11 @@ CPU_FLOPS_PER_CORE = 6e10
 
 # What a training on CPUs wants of its process; GPUs do not mind.
 ON_CPUS = {
-    # threads that wait by spinning keep the cores from whoever has work: with two busy programs on two cores, a step of the
-    # tiny model took 7.7 s so, and 1.5 s with threads that sleep
-    "OMP_WAIT_POLICY": "passive",
+    # Threads that wait for work spin so many times, a fraction of a millisecond, before they sleep. On idle cores a step of the
+    # small model is 1.4 times as fast as with threads that sleep at once, of the tiny one 1.3 to 2 times. But beside two busy
+    # programs on two cores threads that spin for long, as by default, make it half as fast; these cost nothing to a quarter
+    "GOMP_SPINCOUNT": "10000",
+    "KMP_BLOCKTIME": "0",  # LLVM's OpenMP (macOS) counts in milliseconds
     # keep freed memory instead of giving it back and having it zeroed again: beside another busy program, a step at a
     # vocabulary of 8,192 took 3.2 s so, and 8.0 s with the defaults of the C library; idle it gains less (benchmarks/step.py)
     "MALLOC_MMAP_MAX_": "0",

@@ -29,6 +29,7 @@ rule base_train:
         attention_backend=run_time("base_train", "attention_backend"),
         compile=run_time("base_train", "compile"),
         recompute=run_time("base_train", "recompute"),
+        determinism=run_time("base_train", "determinism"),
     params:
         specification=specification("base_train"),
         model=lambda wildcards: json.dumps(CONFIG.gpt_config(wildcards.run), sort_keys=True),
@@ -43,6 +44,7 @@ rule base_train:
         " --attention-backend {resources.attention_backend}"
         " --compile {resources.compile}"
         " --recompute {resources.recompute}"
+        " --determinism {resources.determinism}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume results/{wildcards.run:q}/resume/base_train"

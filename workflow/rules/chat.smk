@@ -30,6 +30,7 @@ rule mid_train:
         attention_backend=run_time("mid_train", "attention_backend"),
         compile=run_time("mid_train", "compile"),
         recompute=run_time("mid_train", "recompute"),
+        determinism=run_time("mid_train", "determinism"),
     params:
         specification=specification("mid_train"),
         resume="results/{run}/resume/mid_train",
@@ -44,6 +45,7 @@ rule mid_train:
         " --attention-backend {resources.attention_backend}"
         " --compile {resources.compile}"
         " --recompute {resources.recompute}"
+        " --determinism {resources.determinism}"
         " --tokenizer {input.tokenizer:q}"
         " --tokens {input.tokens:q}"
         " --resume {params.resume:q}"
@@ -73,6 +75,7 @@ use rule mid_train as sft with:
         attention_backend=run_time("sft", "attention_backend"),
         compile=run_time("sft", "compile"),
         recompute=run_time("sft", "recompute"),
+        determinism=run_time("sft", "determinism"),
     params:
         specification=specification("sft"),
         resume="results/{run}/resume/sft",

@@ -223,8 +223,11 @@ def preflight_specification(wildcards):
     settings = CONFIG.settings(run)
     named = {"tokens/pretrain": settings.base_train, "tokens/mid_train": settings.mid_train, "tokens/sft": settings.sft}
     stages = token_stages(run)
+    backends = {CONFIG.run_time(run, stage)["attention_backend"] for stage in TRAININGS if stage in gpu_stages(run)}
+    asked = sorted(backends - {"auto"})
     return json.dumps(
         {
+            **({"attention_backends": asked} if asked else {}),
             "model": CONFIG.gpt_config(run),
             "trainings": {s: {"batch_tokens": named[s].total_batch_tokens} for s in stages if s in named},
             "mixtures": {s: json.loads(CONFIG.specification(run, s)) for s in stages if s in MIXTURES},

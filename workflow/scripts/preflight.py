@@ -53,9 +53,12 @@ def commit_every(text: str) -> tuple[str, int]:
 
 
 def run(args: argparse.Namespace, stage: Stage, tokens: dict[str, Path], data: dict[str, Path]) -> None:
+    from nanochat.flash import require_package
     from nanochat.planning import preflight  # imports PyTorch, which a proof that stands already does not need
 
     specification, model = args.specification, args.specification["model"]
+    for name in specification.get("attention_backends", []):
+        require_package(name)
     tokenizer = preflight.open_tokenizer(open_verified(args.tokenizer), vocab_size=model["vocab_size"])
     preflight.open_engine(model, tokenizer)
     opened: dict[str, Any] = {}

@@ -38,6 +38,9 @@ def main() -> None:
     )
     parser.add_argument("--compile", default="auto", choices=["auto", "always", "never"], help="compile the model's blocks")
     parser.add_argument("--recompute", type=int, default=0, choices=[0, 1], help="make activations again, to save memory")
+    parser.add_argument(
+        "--determinism", default="strict", choices=["strict", "fast"], help="of GPUs: the same bits each time, or not"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args()
 
@@ -66,7 +69,7 @@ def run(args, stage: Stage) -> None:
 
     specification = args.specification
     with join_ranks(args.device) as ranks:
-        if ranks.device.type == "cuda":
+        if ranks.device.type == "cuda" and args.determinism == "strict":
             use_deterministic_kernels()  # on CPUs the fast kernels are
         inputs = stage.found
         tokens = open_verified(args.tokens)
@@ -109,6 +112,7 @@ def run(args, stage: Stage) -> None:
             f"{stage.folder.name}: {model.num_parameters():,} parameters, {schedule.num_steps:,} steps of "
             f"{loader.tokens_per_step:,} tokens, on {ranks.world_size} x {ranks.device.type} in {numerics.dtype}, "
             f"{numerics.micro_batch} rows a forward pass, attention: {numerics.attention}, "
+            f"{'sums in any order, ' if numerics.determinism == 'fast' else ''}"
             f"{'compiled, the first step takes longer' if numerics.is_compiled else 'not compiled'}"
         )
         attempt = Attempt.from_environment()
@@ -219,6 +223,7 @@ def choose_numerics(args, model: GPT, loader: Loader, schedule: Schedule, kept: 
         muon_dtype=muon_dtype,
         attention=choose_attention(attention, model, ranks.device),
         is_compiled=is_compiled,
+        determinism=args.determinism if ranks.device.type == "cuda" else "strict",
         hardware=ranks.hardware,
     )
 
