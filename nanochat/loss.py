@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nanochat.gpt import GPT
+from nanochat.planning.memory import LOSS_CHUNK_BYTES
 
 # scores of a chunk, in the dtype of the activations: enough rows to fill the matrix products
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+CHUNK_BYTES = {"cpu": 2**27, "cuda": LOSS_CHUNK_BYTES}
 BLOCK_BYTES = 2**21  # fp32 scores that a CPU works on at once: they stay in its caches from one operation to the next
 
 
@@ -47,7 +48,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if wants_gradients else None
         weight_gradient = torch.zeros_like(weight) if wants_gradients else None
         total = torch.zeros((), device=hidden.device)
-        for rows in chunks(len(hidden), weight.size(0) * hidden.itemsize, CHUNK_BYTES.get(hidden.device.type, 2**29)):
+        for rows in chunks(
+            len(hidden), weight.size(0) * hidden.itemsize, CHUNK_BYTES.get(hidden.device.type, LOSS_CHUNK_BYTES)
+        ):
             scores = hidden[rows] @ cast.T  # (R, V)
             total += losses_and_gradients_(scores, targets[rows], soft_cap)
             if hidden_gradient is not None and weight_gradient is not None:

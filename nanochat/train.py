@@ -346,6 +346,7 @@ def choose_micro_batch(
     dtype: str,
     memory_bytes: int | None = None,
     world_size: int = 1,
+    recompute: bool = False,
 ) -> int:
     """Rows in one forward pass: what was asked for, or (0) what fits the GPU's memory; on a CPU, what stays near its caches.
 
@@ -358,9 +359,11 @@ def choose_micro_batch(
         return requested
     if memory_bytes is None:
         return micro_batch_on_cpu(model, rows)
-    found = largest_micro_batch(model, rows=rows, memory_bytes=memory_bytes, dtype=dtype)
+    found = largest_micro_batch(
+        model, rows=rows, memory_bytes=memory_bytes, world_size=world_size, dtype=dtype, recompute=recompute
+    )
     if not found:
-        need = peak_bytes(model, micro_batch=1, world_size=world_size, dtype=dtype)
+        need = peak_bytes(model, micro_batch=1, world_size=world_size, dtype=dtype, recompute=recompute)
         raise UserError(
             f"the model does not fit this GPU: with one row in a forward pass it needs about {need / 1e9:.1f} GB, and the GPU "
             f"has {memory_bytes / 1e9:.1f} GB. Take a smaller depth, or a GPU with more memory"

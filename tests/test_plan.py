@@ -64,7 +64,7 @@ def test_d20_on_eight_a100_takes_most_of_a_job_and_a_bit_more(rows):
 
 def test_the_micro_batch_is_the_largest_that_fits(rows):
     base_train = rows["base_train"]
-    assert base_train.micro_batch == base_train.largest == 16
+    assert base_train.micro_batch == base_train.largest == 32
     assert base_train.peak_bytes < find("a100").memory_bytes
 
 
@@ -158,7 +158,7 @@ def test_ranks_and_micro_batches_must_share_the_rows_of_a_step(tmp_path, edits, 
 
 
 def test_a_micro_batch_that_does_not_fit_is_refused_with_the_one_that_does():
-    document = {**config_document(), "base_train": {"depth": 20, "micro_batch": 32}}
+    document = {**config_document(), "base_train": {"depth": 26, "micro_batch": 32}}
     (problem,) = refused(load_config(document), PTOLEMY)
     assert (
         "base_train.micro_batch 32 needs" in problem
@@ -168,7 +168,7 @@ def test_a_micro_batch_that_does_not_fit_is_refused_with_the_one_that_does():
 
 
 def test_a_model_too_large_for_a_gpu_is_refused():
-    document = {**config_document(), "base_train": {"depth": 48}}
+    document = {**config_document(), "base_train": {"depth": 96}}
     problems = refused(load_config(document), PTOLEMY)
     assert any("even for one row at a time" in text and "smaller base_train.depth" in text for text in problems)
 

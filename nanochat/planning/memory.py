@@ -1,74 +1,95 @@
 """How much of a GPU's memory a training takes, from the model's sizes alone: nothing is built, PyTorch is not imported.
 
-    peak_bytes(d20, micro_batch=16)                                  # 73.4e9
-    largest_micro_batch(d20, rows=32, memory_bytes=85_000_000_000)   # 16
+    peak_bytes(d20, micro_batch=32)                                  # 72.8e9
+    largest_micro_batch(d20, rows=32, memory_bytes=85_000_000_000)   # 32
 
-Counts what our code keeps when PyTorch runs it eagerly. Measured on an H100 (benchmarks/gpu_step.py); the table in
-tests/test_memory.py holds the figures, from which this differs by less than 1 %.
+Counts what our code keeps when PyTorch runs it eagerly. tests/test_memory.py runs training steps and counts every tensor that
+is alive: what is kept for the backward pass is this to the byte, the highest moment within 3 %. The same count of the code of
+October, which kept whole logits, was within 1 % of an H100's own (benchmarks/gpu_step.py); today's code no GPU was asked yet.
 
-nanochat was seen to take 75.4 GB a GPU for d20 at micro-batch 32, on A100s, compiled. At 32 we would need 138 GB, so
-we run at 16, in 73. Its optimizer shares its state among the 8 GPUs, which would save us 2.6 GB; the rest must be activations:
-a compiled model can make norms, rotations, relu^2, the soft cap and the softmax anew where the backward pass needs them; an
-eager one keeps each result: of our 4.1 GB a row, 2.1 are logits in four versions. The batch of a step is the same with any
-micro-batch, so a smaller one changes the result by rounding only, and the speed by 3 % from 16 to 8 (benchmarks/README.md).
+nanochat was seen to take 75.4 GB a GPU for d20 at micro-batch 32, on A100s, compiled.
 
-Since these measurements the loss is computed in chunks (`nanochat.loss`) and the optimizer's state is shared out among ranks,
-so a training takes less than this says; how much less, no GPU was asked yet. Larger micro-batches than the one chosen may fit.
-
-Covered: training, one process a GPU, every component of GPTConfig.
-Not covered: the CUDA context and NCCL's buffers (about 1 GB, in `USABLE_SHARE`), generation's caches, CPUs.
+Covered: training, one process a GPU, every component of GPTConfig, activations that are made again.
+Not covered: the CUDA context and NCCL's buffers (about 1 GB, in `USABLE_SHARE`), generation's caches, CPUs; that a compiled
+model keeps less.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from nanochat.presets import OFF, WINDOW_MULTIPLE, has_value_embedding, layer_windows
 from nanochat.schedule import components_of_2026, count_parameters
 
 FP32 = 4
-# Bytes for each number of the largest stack of matrices, in Muon's step. Kept: the stacks of gradients, momenta and updates,
-# and of the stack before it the last two. Worked with, in bf16: the iterate, its products and their sum
-MUON_KEPT, MUON_WORK = 20, 10
+# Bytes for each number of the largest stack of matrices, in Muon's step with all its parts. Kept: the stack of gradients and
+# its successors; worked with, in bf16: the iterate, its products and their sum
+MUON_KEPT, MUON_WORK = 12, 10
+LOSS_CHUNK_BYTES = 2**29  # scores of a chunk of the loss on a GPU (`nanochat.loss`): enough rows to fill the matrix products
 WORKSPACE = 2**27  # cuBLAS's and cuDNN's, and the table of rotations: about 0.1 GB in every measurement
 # Of the device's memory, what tensors may fill. The rest is the CUDA context (0.8 GB measured), NCCL's buffers, and holes
-# between tensors: on 85.0 GB, d20 runs at 73.4 (86 %); on the way to 81.5 (96 %) it found 12 GB free, but no 9.7 in one piece
+# between tensors: on 85.0 GB, d20 ran at 73.4 (86 %); on the way to 81.5 (96 %) it found 12 GB free, but no 9.7 in one piece
 USABLE_SHARE = 0.9
 
 
-def peak_bytes(model: Mapping[str, Any], *, micro_batch: int, world_size: int = 1, dtype: str = "bfloat16") -> int:
+def peak_bytes(
+    model: Mapping[str, Any], *, micro_batch: int, world_size: int = 1, dtype: str = "bfloat16", recompute: bool = False
+) -> int:
     """The most bytes that tensors take in a training step, on each GPU.  `model` are the fields of GPTConfig.
 
-    What `torch.cuda.max_memory_allocated` says. There are two moments at which a step may be at its highest: when the backward
-    pass starts, with all activations there, or in the optimizer's step, which needs room to work in.
+    What `torch.cuda.max_memory_allocated` says. There are two moments at which a step may be at its highest: between the
+    forward and the backward pass, with all activations there, or in the optimizer's step, which needs room to work in.
     """
-    tokens = micro_batch * model["sequence_len"]
-    backward = weight_copies(model, dtype) + tokens * (kept_per_token(model, dtype) + passing_per_token(model, dtype))
-    return resident_bytes(model) + max(backward, optimizer_bytes(model, world_size)) + WORKSPACE
+    model = {**OFF, **model}
+    step = step_bytes(model, micro_batch=micro_batch, dtype=dtype, recompute=recompute)
+    return resident_bytes(model, world_size) + max(step, optimizer_bytes(model, world_size)) + WORKSPACE
 
 
-def largest_micro_batch(model: Mapping[str, Any], *, rows: int, memory_bytes: int, dtype: str = "bfloat16") -> int:
+def largest_micro_batch(
+    model: Mapping[str, Any],
+    *,
+    rows: int,
+    memory_bytes: int,
+    world_size: int = 1,
+    dtype: str = "bfloat16",
+    recompute: bool = False,
+) -> int:
     """The largest divisor of `rows`, a GPU's rows in a step, whose peak fits `USABLE_SHARE` of its memory; 0 if none does."""
-    divisors = (number for number in range(rows, 0, -1) if rows % number == 0)
     limit = USABLE_SHARE * memory_bytes
-    return next((number for number in divisors if peak_bytes(model, micro_batch=number, dtype=dtype) <= limit), 0)
+    for number in range(rows, 0, -1):
+        if rows % number == 0:
+            need = peak_bytes(model, micro_batch=number, world_size=world_size, dtype=dtype, recompute=recompute)
+            if need <= limit:
+                return number
+    return 0
+
+
+def step_bytes(model: Mapping[str, Any], *, micro_batch: int, dtype: str, recompute: bool = False) -> int:
+    """The most on top of what stays between steps, in the forward and backward pass of a micro-batch."""
+    tokens = micro_batch * model["sequence_len"]
+    kept = tokens * kept_per_token(model, dtype, recompute=recompute) + (0 if recompute else window_masks(model, dtype))
+    block = tokens * blocks_per_token(model, dtype) // model["n_layer"] if recompute else 0
+    passing = max(loss_bytes(model, tokens, dtype), block + tokens * passing_per_token(model, dtype))
+    return weight_copies(model, dtype) + kept + passing
 
 
 # -- what does not depend on the batch ---------------------------------------------------------------------------------------
 
 
-def resident_bytes(model: Mapping[str, Any]) -> int:
+def resident_bytes(model: Mapping[str, Any], world_size: int = 1) -> int:
     """What stays on the GPU between steps, and the gradients, which the first micro-batch leaves for the second."""
     num_parameters, in_matrices = count_parameters(model), parameters_in_matrices(model)
     weights = gradients = FP32 * num_parameters
-    momenta = FP32 * in_matrices  # of Muon, one number for each. Not shared out: every GPU keeps all
+    momenta = FP32 * in_matrices  # of Muon, one number for each
     moments = 2 * FP32 * (num_parameters - in_matrices)  # of AdamW: the mean and the mean square
-    return weights + gradients + momenta + moments
+    return weights + gradients + (momenta + moments) // world_size
 
 
 def weight_copies(model: Mapping[str, Any], dtype: str) -> int:
-    """Weights cast to the dtype of the activations: made where they are used, kept for the backward pass."""
-    return (
-        0 if dtype == "float32" else width_of(dtype) * (parameters_in_matrices(model) + model["vocab_size"] * model["n_embd"])
-    )
+    """Matrices cast to the dtype of the activations (`nanochat.casts`)."""
+    if dtype == "float32":
+        return 0
+    numbers = parameters_in_matrices(model) + model["vocab_size"] * model["n_embd"] + components_of_2026(model)["smear_gate"]
+    return width_of(dtype) * numbers
 
 
 def optimizer_bytes(model: Mapping[str, Any], world_size: int) -> int:
@@ -86,11 +107,63 @@ def parameters_in_matrices(model: Mapping[str, Any]) -> int:
 # -- what grows with the tokens of a micro-batch -----------------------------------------------------------------------------
 
 
-def kept_per_token(model: Mapping[str, Any], dtype: str) -> int:
-    """Bytes for each token that the forward pass leaves for the backward pass, without the logits."""
+def kept_per_token(model: Mapping[str, Any], dtype: str, *, recompute: bool = False) -> int:
+    """Bytes for each token that the forward pass leaves for the backward pass, without what the loss makes."""
     # the embedding before and after its norm, or the stream after `ln_f`, which the head needs; and 64-bit ids and targets
     ends = 3 * model["n_embd"] * width_of(dtype) + 16
-    return model["n_layer"] * (mlp_per_token(model, dtype) + attention_per_token(model, dtype)) + ends
+    if recompute:
+        blocks = model["n_layer"] * model["n_embd"] * width_of(dtype) + values_per_token(
+            model, "float32"
+        )  # what goes into them
+    else:
+        blocks = blocks_per_token(model, dtype)
+    return blocks + between_blocks_per_token(model, dtype) + ends
+
+
+def blocks_per_token(model: Mapping[str, Any], dtype: str) -> int:
+    layers = model["n_layer"] * (mlp_per_token(model, dtype) + attention_per_token(model, dtype))
+    return layers + values_per_token(model, dtype) + windows_per_token(model, dtype)
+
+
+def between_blocks_per_token(model: Mapping[str, Any], dtype: str) -> int:
+    """Of the components of 2026 that are not inside a block."""
+    stream = model["n_embd"] * width_of(dtype)
+    # what they scale: the stream that each block left, the first the embedding; or the embedding alone
+    scales = stream * (model["n_layer"] if model["residual_scales"] else int(model["embedding_scales"]))
+    smear = 2 * (stream + width_of(dtype)) if model["smear"] else 0  # the token before it and the embedding, and two gates
+    return scales + smear
+
+
+def values_per_token(model: Mapping[str, Any], dtype: str) -> int:
+    """Value embeddings, and for each head two steps of its gate."""
+    if not model["value_embedding"]:
+        return 0
+    layers = sum(has_value_embedding(layer, model["n_layer"]) for layer in range(model["n_layer"]))
+    return layers * width_of(dtype) * (kv_width(model) + 2 * model["n_kv_head"])
+
+
+def windows_per_token(model: Mapping[str, Any], dtype: str) -> int:
+    """Blocks of queries keep their keys and values each, in place of one of each in all; and the answers in pieces besides."""
+    total = 0
+    for keys in window_keys(model):
+        copies = sum(keys) / model["sequence_len"]
+        total += round(width_of(dtype) * (2 * kv_width(model) * (copies - 1) + model["n_embd"]))
+    return total
+
+
+def window_masks(model: Mapping[str, Any], dtype: str) -> int:
+    """Which keys each block of queries sees, as numbers that are added to scores; the same for all rows and heads."""
+    return sum(width_of(dtype) * WINDOW_MULTIPLE * sum(keys) for keys in window_keys(model))
+
+
+def window_keys(model: Mapping[str, Any]) -> list[list[int]]:
+    """For each layer in which a window hides anything: how many keys each block of queries is given."""
+    length, found = model["sequence_len"], []
+    for window in layer_windows(model["window_pattern"], model["n_layer"], length):
+        if window is not None and length > window + 1:
+            ends = range(WINDOW_MULTIPLE, length + WINDOW_MULTIPLE, WINDOW_MULTIPLE)
+            found.append([min(end, length) - max(0, end - WINDOW_MULTIPLE - window) for end in ends])
+    return found
 
 
 def mlp_per_token(model: Mapping[str, Any], dtype: str) -> int:
@@ -117,13 +190,23 @@ def scores_per_token(model: Mapping[str, Any], dtype: str) -> int:
 
 
 def passing_per_token(model: Mapping[str, Any], dtype: str) -> int:
-    """The most that is there for a moment on top: at the start of the backward pass, or inside the last layer's."""
-    # all of V numbers in fp32: the softmax's logarithm, its gradient, the loss's gradient, and what tanh made for the soft cap
-    logits = FP32 * model["vocab_size"] * (3 if model["soft_cap"] is None else 4)
+    """The most that is there for a moment on top, inside the last layer's backward pass."""
     mlp = 3 * 4 * model["n_embd"] * width_of(dtype)  # gradients behind the bend and before it, and a factor between
     # of attention written out: gradients in fp32 behind the softmax and before it
     scores = 2 * FP32 * model["n_head"] * model["sequence_len"] if model["attention"] == "naive" else 0
-    return max(logits, mlp, scores)
+    return max(mlp, scores)
+
+
+def loss_bytes(model: Mapping[str, Any], tokens: int, dtype: str) -> int:
+    """What the loss makes: gradients of the stream and the head, and the scores of a chunk as often as they are worked on."""
+    width, table = width_of(dtype), model["vocab_size"] * model["n_embd"]
+    rows = min(tokens, max(1, LOSS_CHUNK_BYTES // (model["vocab_size"] * width)))
+    stream, head = tokens * model["n_embd"] * width, FP32 * table
+    # as they come, in fp32 if that is another, and once more where they are bent
+    scores = width + (FP32 if width != FP32 else 0) + (FP32 if model["soft_cap"] is not None else 0)
+    working = stream + head + rows * model["vocab_size"] * scores
+    multiplying = stream + head + rows * model["vocab_size"] * width + table * width
+    return max(working, multiplying, 2 * stream + 2 * head)
 
 
 def kv_width(model: Mapping[str, Any]) -> int:

@@ -79,6 +79,7 @@ class Row:
     micro_batch: int = 0  # rows of a forward pass: asked for, or chosen
     largest: int | None = None  # micro-batch that fits the GPU; None where there is no GPU or it is unknown
     commit_every: int = 0
+    recompute: bool = False
     is_done: bool = False
 
     @property
@@ -100,7 +101,11 @@ class Row:
     def peak_bytes(self) -> int | None:
         if self.stage not in TRAININGS or not self.num_gpus or not self.micro_batch:
             return None
-        return peak_bytes(self.model, micro_batch=self.micro_batch, world_size=self.site.ranks)
+        return self.peak_bytes_at(self.micro_batch)
+
+    def peak_bytes_at(self, micro_batch: int) -> int:
+        """What a training needs of each GPU."""
+        return peak_bytes(self.model, micro_batch=micro_batch, world_size=self.site.ranks, recompute=self.recompute)
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------------------
@@ -136,8 +141,22 @@ def plan_stage(config: Config, run: str, stage: str, site: Site, model: Mapping[
         validation_rows=validation_rows,
         commit_every=commit_every,
     )
-    micro_batch, largest = micro_batches(specification, model, site, requested)
-    return Row(run, stage, site, model, specification, prediction, speed, micro_batch, largest, commit_every, is_done=is_done)
+    recompute = bool(run_time["recompute"])
+    micro_batch, largest = micro_batches(specification, model, site, requested, recompute=recompute)
+    return Row(
+        run,
+        stage,
+        site,
+        model,
+        specification,
+        prediction,
+        speed,
+        micro_batch,
+        largest,
+        commit_every,
+        recompute,
+        is_done=is_done,
+    )
 
 
 def speed_of(model: Mapping[str, Any], site: Site) -> Speed | None:
@@ -148,13 +167,15 @@ def speed_of(model: Mapping[str, Any], site: Site) -> Speed | None:
 
 
 def micro_batches(
-    specification: Mapping[str, Any], model: Mapping[str, Any], site: Site, requested: int
+    specification: Mapping[str, Any], model: Mapping[str, Any], site: Site, requested: int, *, recompute: bool
 ) -> tuple[int, int | None]:
     """The rows of a forward pass, as the training will choose them, and the most that fit (None: no GPU)."""
     rows = max(1, specification["total_batch_tokens"] // model["sequence_len"] // site.ranks)
     if site.device is None:
         return requested or micro_batch_on_cpu(model, rows), None
-    largest = largest_micro_batch(model, rows=rows, memory_bytes=site.device.memory_bytes)
+    largest = largest_micro_batch(
+        model, rows=rows, memory_bytes=site.device.memory_bytes, world_size=site.ranks, recompute=recompute
+    )
     return requested or largest, largest
 
 
@@ -285,7 +306,7 @@ def memory_problems(rows: list[Row]) -> Iterable[str]:
             continue
         has = f"and a {device.name} has {device.memory_bytes / 2**30:.0f}"
         if row.largest == 0:
-            need = peak_bytes(row.model, micro_batch=1, world_size=row.site.ranks) / 2**30
+            need = row.peak_bytes_at(1) / 2**30
             yield (
                 f"{row.run}: {row.stage} needs {need:.0f} GiB on each GPU even for one row at a time, {has}; "
                 "take a smaller base_train.depth, a shorter tokens.sequence_len, or a larger GPU"

@@ -205,6 +205,7 @@ def choose_numerics(args, model: GPT, loader: Loader, schedule: Schedule, kept: 
         dtype=model.dtype_name,
         memory_bytes=ranks.memory_bytes(),
         world_size=ranks.world_size,
+        recompute=bool(args.recompute),
     )
     muon_dtype = str(choose_dtype("auto", ranks.device)).removeprefix("torch.")
     attention = kept.get("attention", "auto") if args.attention_backend == "auto" else args.attention_backend
