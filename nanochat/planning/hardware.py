@@ -22,9 +22,9 @@ CPU_FLOPS_PER_CORE = 6e10
 
 # What a training on CPUs wants of its process; GPUs do not mind.
 ON_CPUS = {
-    # Threads that wait for work spin so many times before they sleep. Measured at 5,000 and at 20,000 (benchmarks/README.md): on
-    # idle cores steps are 1.2 to 2.1 times as fast as with threads that sleep at once. But beside two busy programs on two cores
-    # threads that spin for long, as by default, make them half as fast; these between 0.74 and 1.05 times as fast
+    # Threads that wait for work spin so many times before they sleep. Measured at 5,000 and 20,000 (benchmarks/README.md): on
+    # idle cores a step is 1.2 to 1.4 times as fast as with threads that sleep at once. But beside two busy programs on two
+    # cores threads that spin for long, as by default, make it half as fast; these between 0.74 and 1.05 times as fast
     "GOMP_SPINCOUNT": "10000",
     "KMP_BLOCKTIME": "0",  # LLVM's OpenMP (macOS) counts in milliseconds
     # keep freed memory instead of giving it back and having it zeroed again: beside another busy program, a step at a
